@@ -1,0 +1,52 @@
+"""What sampling and training know of a video model: two small protocols."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from torch import Tensor
+from torch.nn import Parameter
+
+
+class VideoModel(Protocol):
+    """A velocity network with a trainable adapter (v_θ and v_ref of Eq. 7).
+
+    `condition` is opaque to sampling: text, first frame, whatever the network wants, with the same batch size as x.
+    """
+
+    def velocity(self, x_BCTHW: Tensor, sigma: float, condition: Any) -> Tensor:
+        """v_θ(x, t) with t = 1000 sigma; differentiable in x and in the adapter. Same shape as x."""
+        ...
+
+    def frozen_velocity(self, x_BCTHW: Tensor, sigma: float, condition: Any) -> Tensor:
+        """v_ref(x, t): the same weights with our adapter off. Differentiable in x if grad mode is on."""
+        ...
+
+    def adapter_parameters(self) -> Mapping[str, Parameter]:
+        """The tensors that are trained, and no others, by name."""
+        ...
+
+
+class VideoCodec(Protocol):
+    """A video autoencoder. Latents are in the units the network works in (normalised)."""
+
+    def encode(self, frames_BTCHW: Tensor) -> Tensor:
+        """Frames in [0, 1] → latents (B, C, T', H', W')."""
+        ...
+
+    def decode(self, latents_BCTHW: Tensor) -> Tensor:
+        """Latents → frames (B, T, 3, H, W), nominally in [0, 1], not clamped: a clamped pixel has no gradient."""
+        ...
+
+    def pullback(self, latents_BCTHW: Tensor, gradient_BTCHW: Tensor) -> Tensor:
+        """The vector-Jacobian product of `decode` at these latents: d/d latents of ⟨gradient, decode(latents)⟩."""
+        ...
+
+
+def pullback_by_autograd(codec: VideoCodec, latents_BCTHW: Tensor, gradient_BTCHW: Tensor) -> Tensor:
+    """`VideoCodec.pullback` for a codec small enough to be differentiated whole."""
+    import torch
+
+    with torch.enable_grad():
+        latents = latents_BCTHW.detach().requires_grad_()
+        (pulled,) = torch.autograd.grad(codec.decode(latents), latents, gradient_BTCHW)
+    return pulled

@@ -1,0 +1,1 @@
+"""The embedded default: a procedural world of faces with its own small networks, complete and offline."""

@@ -1,0 +1,1 @@
+"""Training: J(θ) (Eq. 3) climbed step by step."""

@@ -1,0 +1,204 @@
+"""The frozen values that pass between the rooms, and `knob`, the one place where a setting is declared.
+
+Shape suffixes, used in the whole project: B batch, T frames, C channels, H W pixels (or latents), D embedding,
+P faces in a pool, K gradient steps, N people. Frames are RGB in [0, 1]; boxes and points are in pixels, x before y,
+with pixel centres at integer coordinates (InsightFace's convention); embeddings have unit length; sigma runs 1 → 0.
+"""
+
+import json
+from dataclasses import MISSING, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+
+def knob(default: Any, help: str, *, min: float | None = None, max: float | None = None) -> Any:
+    """A dataclass field that declares one setting: default, help and limits.
+
+    The command line's flag, the node's widget with its tooltip and the line in config.json are all made from it.
+    """
+    metadata = {"help": help, "min": min, "max": max}
+    return field(
+        default=default, metadata={name: value for name, value in metadata.items() if value is not None}
+    )
+
+
+def check_knobs(settings: Any) -> None:
+    """Raise ValueError, naming the setting, where a dataclass instance breaks the limits its knobs declare."""
+    for name, declared in settings.__dataclass_fields__.items():
+        value, limits = getattr(settings, name), declared.metadata
+        low, high = limits.get("min", -float("inf")), limits.get("max", float("inf"))
+        if isinstance(value, int | float) and not low <= value <= high:
+            raise ValueError(f"{name} must lie between {low} and {high}, not {value}: {limits['help']}")
+        assert declared.default is not MISSING or "help" not in limits
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A stretch of a real video file: the ground truth that a pool is built from."""
+
+    video: Path
+    prompt: str = ""
+    fps: float = 0.0
+    """Frames per second to read at, by time stamp; 0 keeps the file's own frames."""
+    first_frame: int = 0
+    frames: int | None = None
+    """How many frames, None: to the end."""
+
+
+@dataclass(frozen=True, eq=False)
+class Face:
+    """One detected face."""
+
+    box_4: Tensor
+    """left, top, right, bottom, in pixels."""
+    points_52: Tensor
+    """left eye, right eye, nose, left and right mouth corner (as seen in the picture), in pixels."""
+    score: float
+    """The detector's confidence in [0, 1]."""
+
+
+@dataclass(frozen=True, eq=False)
+class FaceTrack:
+    """One person through one video. Where `seen_T` is False the box and points are carried over from the seen frames
+    around it, so that every frame can be cropped; all zeros if the person is seen nowhere."""
+
+    boxes_T4: Tensor
+    points_T52: Tensor
+    seen_T: Tensor
+    """bool: the detector found the person in this frame."""
+
+
+@dataclass(frozen=True, eq=False)
+class FacePool:
+    """The faces of a real clip: the references of the facial scoring mechanism (Section 4.2)."""
+
+    embeddings_PD: Tensor
+    """Unit length."""
+    frames_P: Tensor
+    """int64: the frame of the clip each face was taken from."""
+    seen_T: Tensor
+    """bool, one for every frame of the clip: whether it showed the face. `len(seen_T)` is the clip's length."""
+    boxes_P4: Tensor
+    """In pixels of the clip's frames."""
+    recognizer: str
+    """Name and SHA-256 of the recogniser; pools of different recognisers do not compare."""
+    source: str = ""
+    """The clip's file name, for people to read."""
+
+    @property
+    def coverage(self) -> float:
+        """The share of the clip's frames that show the face, in [0, 1]."""
+        return self.seen_T.float().mean().item() if len(self.seen_T) else 0.0
+
+    @property
+    def self_similarity(self) -> float:
+        """The mean cosine between two different faces of the pool; the quality gate: mixed people give 0.2 to 0.35,
+        a clean pool 0.8 and more. NaN for fewer than two faces."""
+        count = len(self.embeddings_PD)
+        if count < 2:
+            return float("nan")
+        cosine_PP = self.embeddings_PD @ self.embeddings_PD.T
+        return ((cosine_PP.sum() - cosine_PP.diagonal().sum()) / (count * (count - 1))).item()
+
+    @property
+    def ceiling(self) -> float:
+        """||mean embedding||: the highest value Eq. 6 can reach against this pool."""
+        return self.embeddings_PD.mean(dim=0).norm().item() if len(self.embeddings_PD) else float("nan")
+
+    def save(self, path: Path | str) -> None:
+        """Write the pool as safetensors, complete or not at all."""
+        from .runs import write_atomically  # runs knows no room, so this closes no circle
+
+        tensors = {
+            "embeddings": self.embeddings_PD.float().cpu().contiguous(),
+            "frames": self.frames_P.cpu().contiguous(),
+            "seen": self.seen_T.cpu().contiguous(),
+            "boxes": self.boxes_P4.float().cpu().contiguous(),
+        }
+        note = json.dumps({"kind": "face pool", "recognizer": self.recognizer, "source": self.source})
+        write_atomically(path, save(tensors, metadata={"ipro": note}))
+
+    @classmethod
+    def load(cls, path: Path | str) -> "FacePool":
+        """Read a pool that `save` wrote.
+
+        Raises:
+            ValueError: the file is missing, damaged, or no face pool.
+        """
+        advice = "give a .safetensors file written by `ipro pool`"
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                note = json.loads((file.metadata() or {}).get("ipro", "{}"))
+                if note.get("kind") != "face pool":
+                    raise ValueError(f"{path} is no face pool: {advice}.")
+                tensors = {key: file.get_tensor(key) for key in ("embeddings", "frames", "seen", "boxes")}
+        except FileNotFoundError:
+            raise ValueError(f"There is no face pool at {path}: {advice}.") from None
+        except (SafetensorError, json.JSONDecodeError, OSError) as error:
+            raise ValueError(f"{path} cannot be read as a face pool ({error}): {advice}.") from None
+        return cls(
+            tensors["embeddings"],
+            tensors["frames"],
+            tensors["seen"],
+            tensors["boxes"],
+            note["recognizer"],
+            note["source"],
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class PersonFaces:
+    """One person in a generated video, and what to compare this person with."""
+
+    embeddings_TD: Tensor
+    """Unit length, with gradients; frames without a face hold the embedding of the place where it should be."""
+    seen_T: Tensor
+    pool: FacePool | None = None
+    reference_D: Tensor | None = None
+    """The embedding of the face in the input image."""
+
+
+@dataclass(frozen=True, eq=False)
+class GeneratedVideo:
+    """All that a reward may look at; it never sees a model or a codec."""
+
+    people: tuple[PersonFaces, ...]
+    prompt: str = ""
+    frames_TCHW: Tensor | None = None
+    frozen_frames_TCHW: Tensor | None = None
+    """The same noise and prompt through the frozen model, for rewards that compare with it."""
+
+
+@dataclass(frozen=True, eq=False)
+class RewardScore:
+    """What a reward says of one video."""
+
+    value: Tensor
+    """Scalar, differentiable."""
+    per_frame_T: Tensor
+    seen_T: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Rollout:
+    """One batch of sampled latents, and what was met on the way."""
+
+    latents: Tensor
+    """x_0, (B, C, T, H, W) in latent units."""
+    sigmas_K: Tensor
+    """Noise level of each step that carried a gradient."""
+    drift_K: Tensor
+    """||v_θ − v_ref||², mean over elements, at those steps."""
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One optimiser step, as written to metrics.jsonl."""
+
+    step: int
+    metrics: dict[str, float]
