@@ -1,8 +1,9 @@
 """The frozen values that pass between the rooms, and `knob`, the one place where a setting is declared.
 
-Shape suffixes, used in the whole project: B batch, T frames, C channels, H W pixels (or latents), D embedding,
-P faces in a pool, K gradient steps, N people. Frames are RGB in [0, 1]; boxes and points are in pixels, x before y,
-with pixel centres at integer coordinates (InsightFace's convention); embeddings have unit length; sigma runs 1 → 0.
+Shape suffixes, used in the whole project: B batch, T frames, C channels, H W pixels (or latents),
+D embedding, P faces in a pool, K gradient steps, N people. Frames are RGB in [0, 1]; boxes and points are
+in pixels, x before y, with pixel centres at integer coordinates (InsightFace's convention); embeddings have
+unit length; sigma, the noise level, runs 1 → 0.
 """
 
 import json
@@ -10,7 +11,6 @@ from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -19,7 +19,7 @@ from torch import Tensor
 def knob(default: Any, help: str, *, min: float | None = None, max: float | None = None) -> Any:
     """A dataclass field that declares one setting: default, help and limits.
 
-    The command line's flag, the node's widget with its tooltip and the line in config.json are all made from it.
+    The command line's flag, the node's widget with its tooltip and the line in config.json are made of it.
     """
     metadata = {"help": help, "min": min, "max": max}
     return field(
@@ -28,7 +28,7 @@ def knob(default: Any, help: str, *, min: float | None = None, max: float | None
 
 
 def check_knobs(settings: Any) -> None:
-    """Raise ValueError, naming the setting, where a dataclass instance breaks the limits its knobs declare."""
+    """Raise ValueError, naming the setting, where an instance breaks the limits its knobs declare."""
     for name, declared in settings.__dataclass_fields__.items():
         value, limits = getattr(settings, name), declared.metadata
         low, high = limits.get("min", -float("inf")), limits.get("max", float("inf"))
@@ -64,8 +64,8 @@ class Face:
 
 @dataclass(frozen=True, eq=False)
 class FaceTrack:
-    """One person through one video. Where `seen_T` is False the box and points are carried over from the seen frames
-    around it, so that every frame can be cropped; all zeros if the person is seen nowhere."""
+    """One person through one video. Where `seen_T` is False the box and points are carried over from the seen
+    frames around it, so that every frame can be cropped; all zeros if the person is seen nowhere."""
 
     boxes_T4: Tensor
     points_T52: Tensor
@@ -82,7 +82,7 @@ class FacePool:
     frames_P: Tensor
     """int64: the frame of the clip each face was taken from."""
     seen_T: Tensor
-    """bool, one for every frame of the clip: whether it showed the face. `len(seen_T)` is the clip's length."""
+    """bool, one for every frame of the clip: whether it showed the face."""
     boxes_P4: Tensor
     """In pixels of the clip's frames."""
     recognizer: str
@@ -97,8 +97,8 @@ class FacePool:
 
     @property
     def self_similarity(self) -> float:
-        """The mean cosine between two different faces of the pool; the quality gate: mixed people give 0.2 to 0.35,
-        a clean pool 0.8 and more. NaN for fewer than two faces."""
+        """The mean cosine between two different faces of the pool; the quality gate: mixed people give 0.2 to
+        0.35, a clean pool 0.8 and more. NaN for fewer than two faces."""
         count = len(self.embeddings_PD)
         if count < 2:
             return float("nan")
@@ -112,7 +112,7 @@ class FacePool:
 
     def save(self, path: Path | str) -> None:
         """Write the pool as safetensors, complete or not at all."""
-        from .runs import write_atomically  # runs knows no room, so this closes no circle
+        from .files import write_atomically
 
         tensors = {
             "embeddings": self.embeddings_PD.float().cpu().contiguous(),
@@ -156,7 +156,7 @@ class PersonFaces:
     """One person in a generated video, and what to compare this person with."""
 
     embeddings_TD: Tensor
-    """Unit length, with gradients; frames without a face hold the embedding of the place where it should be."""
+    """Unit length, with gradients; a frame without a face holds the embedding of where it should be."""
     seen_T: Tensor
     pool: FacePool | None = None
     reference_D: Tensor | None = None

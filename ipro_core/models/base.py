@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -10,7 +11,7 @@ from torch.nn import Parameter
 class VideoModel(Protocol):
     """A velocity network with a trainable adapter (v_θ and v_ref of Eq. 7).
 
-    `condition` is opaque to sampling: text, first frame, whatever the network wants, with the same batch size as x.
+    `condition` is opaque to sampling: text, first frame, whatever the network wants, of x's batch size.
     """
 
     def velocity(self, x_BCTHW: Tensor, sigma: float, condition: Any) -> Tensor:
@@ -34,18 +35,16 @@ class VideoCodec(Protocol):
         ...
 
     def decode(self, latents_BCTHW: Tensor) -> Tensor:
-        """Latents → frames (B, T, 3, H, W), nominally in [0, 1], not clamped: a clamped pixel has no gradient."""
+        """Latents → frames (B, T, 3, H, W) in about [0, 1]; not clamped: a clamped pixel has no gradient."""
         ...
 
     def pullback(self, latents_BCTHW: Tensor, gradient_BTCHW: Tensor) -> Tensor:
-        """The vector-Jacobian product of `decode` at these latents: d/d latents of ⟨gradient, decode(latents)⟩."""
+        """The vector-Jacobian product of `decode`: d/d latents of ⟨gradient, decode(latents)⟩."""
         ...
 
 
 def pullback_by_autograd(codec: VideoCodec, latents_BCTHW: Tensor, gradient_BTCHW: Tensor) -> Tensor:
     """`VideoCodec.pullback` for a codec small enough to be differentiated whole."""
-    import torch
-
     with torch.enable_grad():
         latents = latents_BCTHW.detach().requires_grad_()
         (pulled,) = torch.autograd.grad(codec.decode(latents), latents, gradient_BTCHW)
