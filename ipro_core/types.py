@@ -15,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from .files import write_atomically
+
 
 def knob(default: Any, help: str, *, min: float | None = None, max: float | None = None) -> Any:
     """A dataclass field that declares one setting: default, help and limits.
@@ -112,8 +114,6 @@ class FacePool:
 
     def save(self, path: Path | str) -> None:
         """Write the pool as safetensors, complete or not at all."""
-        from .files import write_atomically
-
         tensors = {
             "embeddings": self.embeddings_PD.float().cpu().contiguous(),
             "frames": self.frames_P.cpu().contiguous(),
