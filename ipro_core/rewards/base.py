@@ -32,9 +32,9 @@ def average_frames(s_T: Tensor, seen_T: Tensor | None, missing: Missing) -> tupl
     """The mean similarity of a video's frames (Eq. 6), where some frames may show no face.
 
     "count": an unseen frame scores min(s, 0), s being the similarity at the place where the face should be.
-    That is never more than it would have scored if seen and never more than a stranger gets, so a subject who
-    turns away, blurs or shrinks out of the detector's sight cannot raise the mean. The authors' mean over seen
-    frames ("skip") rises when the worst frames are lost.
+    That is never more than it would have scored if seen, and never more than a stranger gets: a subject who
+    turns away, blurs or shrinks out of the detector's sight cannot raise the mean. The authors' mean over
+    seen frames ("skip") rises when the worst frames are lost.
 
     Args:
         s_T: similarity of each frame, in [-1, 1].

@@ -1,0 +1,31 @@
+# Every target sets itself up: a virtual environment in .venv, then the work. PYTHON chooses the interpreter.
+PYTHON ?= python3
+TORCH := torch==2.13.0
+
+.PHONY: demo test check clean
+
+demo: .venv/demo
+	.venv/bin/ipro demo
+
+test: .venv/test
+	.venv/bin/python -m pytest -q
+
+check: .venv/test
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/pyright --pythonpath .venv/bin/python
+
+clean:
+	rm -rf .venv
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/demo: .venv/bin/python pyproject.toml
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+.venv/test: .venv/demo
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[test]"
+	touch $@
