@@ -6,7 +6,7 @@ from uuid import uuid4
 
 
 def write_atomically(path: Path | str, data: bytes) -> None:
-    """Replace the file at `path`; whoever reads it, even after a power cut, finds the old bytes or the new ones.
+    """Replace the file at `path`: whoever reads it, even after a power cut, finds the old bytes or the new.
 
     Raises:
         OSError: the folder is missing or the disk is full; nothing is left behind, an older file stays whole.

@@ -1,0 +1,128 @@
+"""The truncated reward gradient with its KL anchor, taken step by step (Eq. 3, 4, 7).
+
+Plain autograd would keep the graphs of K network passes, the decoder and the reward at once. Here the rollout
+runs without a graph and keeps x_t only; the reward's gradient is pulled back through the codec to
+a_N = dL/dx_N; then the K steps are walked backwards, one step's graph alive at a time:
+
+    x_{i+1} = x_i + dt_i v(x_i)
+    dL/dθ  += (∂v/∂θ)ᵀ dt_i a_{i+1}
+    a_i     = a_{i+1} + (∂v/∂x_i)ᵀ dt_i a_{i+1}
+
+It equals plain autograd to rounding, and its memory does not grow with K. Passes of the network per call, N
+steps: N + 2K forward (K of them frozen) and K backward; "detached" adds K − 1 backward.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import chain
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..models.base import VideoCodec, VideoModel
+from ..types import RewardScore, Rollout
+from .anchor import AnchorWeighting, kl_anchor
+from .rollout import steps
+
+Score = Callable[[Tensor, int], RewardScore]
+"""score(frames_TCHW, index in the batch), differentiable in the frames."""
+
+KLThrough = Literal["detached", "exact", "biased"]
+
+
+@torch.no_grad()
+def reward_gradient(
+    model: VideoModel,
+    codec: VideoCodec,
+    score: Score,
+    x: Tensor,
+    condition: Any,
+    sigmas: Tensor,
+    *,
+    grad_steps: int = 4,
+    reward_weight: float = 0.1,
+    kl_weight: float = 1.0,
+    kl_weighting: AnchorWeighting = "sigma",
+    kl_through: KLThrough = "detached",
+    scale: float = 1.0,
+) -> tuple[Rollout, list[RewardScore]]:
+    """Sample from x and add dL/dθ to the `.grad` of the model's adapter parameters, where
+
+        L = scale · mean over the batch of (−reward_weight · R + kl_weight · mean over the K `kl_anchor`s).
+
+    The paper sums the anchor over the K steps; the authors' code takes the mean, as here (for the sum, give K
+    times the weight).
+
+    Args:
+        score: called once for every sample, with its decoded frames.
+        x: latents (B, C, T, H, W) at sigmas[0]: noise, or where a frozen high-noise expert left off.
+        condition: what the model wants, of x's batch size.
+        grad_steps: K, counted from the end; the steps before it get no gradient (Eq. 4).
+        kl_through: the anchor's way through x_t. "detached": none, x_t counts as given. "exact": through
+            v_θ(x_t) and v_ref(x_t). "biased": through v_θ(x_t) only, as in the authors' code; 5 to 9 % off.
+        scale: for gradient accumulation: the share of this call in the whole batch.
+
+    Returns:
+        The rollout with its drift at the K steps, and each sample's score, detached. A reward that is NaN
+        makes the gradient NaN: stopping is the trainer's business.
+    """
+    num_steps = len(sigmas) - 1
+    if not 1 <= grad_steps <= num_steps:
+        raise ValueError(f"The last K of {num_steps} steps carry gradients; K = {grad_steps} does not fit.")
+    if kl_through not in ("detached", "exact", "biased"):
+        raise ValueError(f'The KL term runs through x_t "detached", "exact" or "biased", not "{kl_through}".')
+
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    states = deque(chain([x], steps(model, x, condition, sigmas)), maxlen=grad_steps + 1)
+    latents = states.pop()
+    carried, scores = _pull_reward(codec, score, latents)
+    carried = -reward_weight * scale * carried
+
+    drift_K: list[Tensor] = []
+    levels = sigmas[-grad_steps - 1 :].tolist()
+    for i in reversed(range(grad_steps)):
+        sigma, sigma_next = levels[i], levels[i + 1]
+        chained = i > 0  # the first gradient step's x_t is given: what lies before it is cut off
+        x_t = states[i].detach().requires_grad_(chained)
+        with torch.enable_grad():
+            v = model.velocity(x_t, sigma, condition)
+            with torch.set_grad_enabled(kl_through == "exact"):
+                v_ref = model.frozen_velocity(x_t, sigma, condition)
+            reward_part = (sigma_next - sigma) * (carried * v).sum()  # its gradient is the chain's
+            kl_part = kl_weight * scale / grad_steps * kl_anchor(v, v_ref, sigma, kl_weighting)
+            if kl_through == "detached" and chained and kl_weight:
+                # Parameters want both parts' gradients, x_t the reward's alone: two passes of one graph.
+                reward_part.backward(retain_graph=True)
+                carried = carried + _gradient(x_t)
+                kl_part.backward()
+            else:
+                (reward_part + kl_part).backward()
+                carried = carried + _gradient(x_t) if chained else carried
+        drift_K.insert(0, (v - v_ref).square().mean())
+
+    rollout = Rollout(latents, sigmas[-grad_steps - 1 : -1], torch.stack(drift_K))
+    return rollout, scores
+
+
+def _pull_reward(codec: VideoCodec, score: Score, latents_BCTHW: Tensor) -> tuple[Tensor, list[RewardScore]]:
+    """d(mean reward)/d latents and the scores, one video in memory at a time."""
+    pulled, scores = [], []
+    for index, latents_CTHW in enumerate(latents_BCTHW):
+        frames_TCHW = codec.decode(latents_CTHW[None])[0].detach().requires_grad_()
+        with torch.enable_grad():
+            result = score(frames_TCHW, index)
+        gradient_TCHW = torch.zeros_like(frames_TCHW)
+        if result.value.requires_grad:  # not where no frame could be scored
+            (gradient_TCHW,) = torch.autograd.grad(
+                result.value, frames_TCHW, allow_unused=True, materialize_grads=True
+            )
+        pulled.append(codec.pullback(latents_CTHW[None], gradient_TCHW[None]))
+        scores.append(replace(result, value=result.value.detach(), per_frame_T=result.per_frame_T.detach()))
+    return torch.cat(pulled) / len(latents_BCTHW), scores
+
+
+def _gradient(x: Tensor) -> Tensor:
+    assert x.grad is not None, "the velocity does not depend on x"
+    return x.grad
