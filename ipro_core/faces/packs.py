@@ -1,0 +1,152 @@
+"""InsightFace packs as users have them: which file is what, where a pack lies, and what to do if one is missing.
+
+Looks as InsightFace does: every .onnx of the folder, in the order of the names, its task by what it takes and gives.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from .detector import LAYOUTS, LONG_SIDES, Detector
+from .onnx_file import OnnxFile, read_onnx
+from .onnx_graph import OnnxGraph
+from .recognizer import Recognizer
+
+logger = logging.getLogger("ipro")
+
+ADVICE = (
+    "a pack holds a detector (det_*.onnx, scrfd_*.onnx) and a recogniser (w600k_*.onnx, glintr100.onnx), "
+    "as antelopev2 and buffalo_l do"
+)
+
+
+def load_face_models(
+    folder: Path | str,
+    device: torch.device | str = "cpu",
+    *,
+    long_sides: tuple[int, ...] = LONG_SIDES,
+) -> tuple[Detector, Recognizer]:
+    """The detector and the recogniser of a pack.
+
+    Args:
+        folder: holds the .onnx files, itself or in its only folder, as antelopev2.zip unpacks.
+        long_sides: scales of detection, in pixels.
+
+    Raises:
+        ValueError: no folder, a missing or damaged file; one sentence says which and what to do.
+    """
+    files = _read_pack(Path(folder))
+    detectors = [file for file in files if _task(file) == "detector"]
+    recognizers = [file for file in files if _task(file) == "recognizer"]
+    if not detectors or not recognizers:
+        missing = " and no ".join(
+            name for name, found in (("detector", detectors), ("recogniser", recognizers)) if not found
+        )
+        found = ", ".join(file.path.name for file in files)
+        raise ValueError(f"The face pack {folder} holds no {missing} (found: {found}): {ADVICE}.")
+    return _detector(detectors[0], device, long_sides), _recognizer(recognizers[0], device)
+
+
+def load_recognizer(path: Path | str, device: torch.device | str = "cpu") -> Recognizer:
+    """A recogniser alone, such as a judge: an .onnx file, or a folder that holds one.
+
+    Raises:
+        ValueError: as `load_face_models`.
+    """
+    path = Path(path)
+    files = _read_pack(path) if path.is_dir() else [read_onnx(path)]
+    for file in files:
+        if _task(file) == "recognizer":
+            return _recognizer(file, device)
+    found = ", ".join(file.path.name for file in files)
+    raise ValueError(f"{path} holds no recogniser (found: {found}): {ADVICE}.")
+
+
+def find_pack(name_or_path: Path | str, roots: Sequence[Path | str] = ()) -> Path:
+    """The folder of a pack given by its path, or by its name under a root.
+
+    Args:
+        roots: folders such as ComfyUI's models/insightface; a pack lies in <root>/models/<name>.
+
+    Raises:
+        ValueError: there is none; the sentence lists the packs that are there.
+    """
+    wanted = Path(name_or_path).expanduser()
+    places = [Path(root).expanduser() / "models" for root in roots]
+    for folder in (wanted, *(place / wanted for place in places)):
+        if folder.is_dir():
+            return folder
+    present = sorted({folder.name for place in places if place.is_dir() for folder in place.iterdir()})
+    looked = " and ".join(str(place) for place in places)
+    raise ValueError(
+        f"There is no face pack {name_or_path}"
+        + (f" in {looked} (found: {', '.join(present) or 'nothing'})" if places else "")
+        + f": give its folder; {ADVICE}."
+    )
+
+
+def _read_pack(folder: Path) -> list[OnnxFile]:
+    folder = folder.expanduser()
+    if not folder.is_dir():
+        raise ValueError(f"There is no face pack at {folder}: {ADVICE}.")
+    paths = _onnx_in(folder)
+    if not paths:
+        nested = [inner for inner in sorted(folder.iterdir()) if inner.is_dir() and _onnx_in(inner)]
+        if len(nested) == 1:
+            logger.info("The face pack %s lies one folder deeper, in %s.", folder, nested[0].name)
+            paths = _onnx_in(nested[0])
+        elif nested:
+            names = ", ".join(inner.name for inner in nested)
+            raise ValueError(f"{folder} holds several face packs ({names}): give the folder of one.")
+    if not paths:
+        models = folder / "models"
+        inside = [inner.name for inner in sorted(models.iterdir())] if models.is_dir() else []
+        hint = f"; packs lie in its folder models: {', '.join(inside)}" if inside else ""
+        raise ValueError(f"The face pack {folder} holds no .onnx file{hint}: {ADVICE}.")
+    return [read_onnx(path) for path in paths]
+
+
+def _onnx_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix == ".onnx" and path.is_file())
+
+
+def _task(file: OnnxFile) -> str:
+    """InsightFace's rule: detectors have many outputs; landmarks take 192 px, gender and age 96 px."""
+    if len(file.outputs) >= 5:
+        return "detector"
+    sides = file.inputs[0].shape[-2:] if file.inputs else ()
+    is_face = len(file.inputs) == 1 == len(file.outputs) and len(sides) == 2 and sides[0] == sides[1]
+    return "recognizer" if is_face and sides[0] not in (None, 96, 192) else "other"
+
+
+def _detector(file: OnnxFile, device: torch.device | str, long_sides: tuple[int, ...]) -> Detector:
+    if len(file.outputs) in (6, 10):
+        raise ValueError(
+            f"{file.path} finds boxes without the five points that alignment needs: "
+            "choose a detector with points, such as scrfd_10g_bnkps.onnx."
+        )
+    network = OnnxGraph(file)
+    columns = [shape[-1] if shape else 0 for shape in network.output_shapes]
+    if len(columns) not in LAYOUTS or columns != sorted([1, 4, 10] * (len(columns) // 3)):
+        raise ValueError(
+            f"{file.path} does not answer as SCRFD does (outputs of {columns} columns): "
+            "choose a det_*.onnx or scrfd_*.onnx of an InsightFace pack."
+        )
+    return Detector(network.to(device), _name(file), long_sides)
+
+
+def _recognizer(file: OnnxFile, device: torch.device | str) -> Recognizer:
+    network = OnnxGraph(file)
+    (shape,) = network.output_shapes
+    if shape.numel() != shape[-1] or shape[-1] < 16:
+        raise ValueError(
+            f"{file.path} does not answer with an embedding (an output of the shape {list(shape)}): "
+            "choose a w600k_*.onnx or glintr100.onnx of an InsightFace pack."
+        )
+    return Recognizer(network.to(device), _name(file))
+
+
+def _name(file: OnnxFile) -> str:
+    return f"{file.path.name} sha256:{file.sha256[:16]}"

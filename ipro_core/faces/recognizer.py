@@ -1,0 +1,49 @@
+"""The identity network φ (ArcFace): aligned crops to unit embeddings, with gradients, in memory flat in the frames."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from .onnx_graph import OnnxGraph
+
+
+class Recognizer:
+    """A recogniser of an InsightFace pack."""
+
+    def __init__(self, network: OnnxGraph, name: str):
+        """`name`: the file and its SHA-256; pools carry it, because two recognisers' embeddings do not compare."""
+        self.network, self.name = network, name
+        self.size: int = network.input.shape[-1] or 112
+        """Side of the crops, in pixels."""
+        self.dim: int = network.output_shapes[0][-1]
+        # InsightFace's rule: files converted from mxnet hold the normalisation as their first nodes.
+        first = [node.name for node in network.nodes[:8]]
+        normalises = any(name.startswith(("Sub", "_minus")) for name in first) and any(
+            name.startswith(("Mul", "_mul")) for name in first
+        )
+        self._mean, self._std = (0.0, 1.0) if normalises else (127.5, 127.5)
+
+    def embed(self, crops_T3HW: Tensor, chunk: int = 8) -> Tensor:
+        """Embeddings of aligned faces.
+
+        Args:
+            crops_T3HW: RGB in [0, 1], of `size` px.
+            chunk: faces at a time; with gradients each chunk is computed again on the way back, so that only one
+                chunk's activations are alive (71 MB a face for a ResNet-100).
+
+        Returns:
+            (T, dim), unit length, on the crops' device and differentiable in them.
+        """
+        if not len(crops_T3HW):
+            return crops_T3HW.new_zeros(0, self.dim)
+        chunks = crops_T3HW.split(chunk)
+        if len(chunks) == 1 or not (torch.is_grad_enabled() and crops_T3HW.requires_grad):
+            return torch.cat([self._embed(crops) for crops in chunks])
+        embeddings = [checkpoint(self._embed, crops, use_reentrant=False) for crops in chunks]
+        return torch.cat([embedding for embedding in embeddings if embedding is not None])
+
+    def _embed(self, crops_B3HW: Tensor) -> Tensor:
+        weight = next(self.network.buffers())
+        (features_BD,) = self.network(((crops_B3HW * 255 - self._mean) / self._std).to(weight))
+        return F.normalize(features_BD.reshape(len(crops_B3HW), -1), dim=1).to(crops_B3HW.device)
