@@ -1,0 +1,208 @@
+"""The training loop, a generator: one optimiser step for each record it yields, whatever the objective.
+
+The consumer shows progress, stops it by closing it, or takes two steps and leaves; nothing is printed here.
+Every random number is a function of (seed, number of the draw), never of what was computed before, so that a
+resumed run needs only the adapter and the optimiser's moments to continue bit for bit.
+"""
+
+import hashlib
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from ..runs import Run, State, latest_state
+from ..types import StepRecord, check_knobs, knob
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """How the adapter is optimised. An update is one optimiser step; a step is one of the sampler's."""
+
+    updates: int = knob(100, "Optimiser steps in all.", min=1)
+    batch_size: int = knob(64, "Videos sampled for one update.", min=1)
+    learning_rate: float = knob(2e-5, "Adam's learning rate, constant after the warm-up.", min=0)
+    warmup: int = knob(0, "Updates over which the learning rate rises to its value; 0: none.", min=0)
+    clip_norm: float = knob(0.0, "Largest norm of the adapter's gradient; 0: no limit.", min=0)
+    seed: int = knob(0, "Decides the order of samples and all noise.", min=0)
+    checkpoint_every: int = knob(10, "Updates between two saved states; one is also saved at the end.", min=1)
+
+
+MAY_DIFFER = ("loop.updates", "loop.checkpoint_every")
+"""For `Run.open`, where config.json keeps LoopSettings as `loop`: these change nothing already done."""
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """One place in a batch: a sample, and the randomness that belongs to this place alone."""
+
+    sample: Any
+    """Opaque to the loop."""
+    generator: torch.Generator
+    """On the CPU, so that all devices see the same noise."""
+
+
+class Objective(Protocol):
+    """What is optimised: IPRO, or any other way to give the adapter a gradient."""
+
+    def gradients(self, batch: Sequence[Draw]) -> Iterator[Mapping[str, float]]:
+        """Go through the batch in parts, so that no two parts' graphs are ever alive together.
+
+        Each part adds its share of the batch's mean gradient to the adapter's `.grad`, and yields its share
+        of the batch's mean metrics: both add up over the parts.
+        """
+        ...
+
+
+class Trainable(Protocol):
+    """All that the loop knows of a model."""
+
+    def adapter_parameters(self) -> Mapping[str, Parameter]: ...
+
+
+class TrainingStopped(ArithmeticError):
+    """A number stopped being one; the adapter is still that of the update before."""
+
+    def __init__(self, update: int, metric: str, value: float) -> None:
+        super().__init__(
+            f"Training stopped in update {update}: {metric} is {value}. The adapter of update {update - 1} "
+            "is kept; train again with a lower learning rate, clipped gradients or a higher KL weight."
+        )
+        self.update, self.metric = update, metric
+
+
+def train(
+    model: Trainable,
+    objective: Objective,
+    samples: Sequence[Any],
+    settings: LoopSettings,
+    run: Run | None = None,
+) -> Iterator[StepRecord]:
+    """Optimise the model's adapter in place with Adam, yielding a record after each update.
+
+    With a run, it continues from the run's last state, or begins at 0, and saves a state every
+    `checkpoint_every` updates and whenever it ends: by finishing, by being closed, by a failing reward. Who
+    breaks off closes it (`contextlib.closing`) before the run.
+
+    Raises:
+        ValueError: nothing to train on, a setting out of its limits, a state of another adapter.
+        TrainingStopped: a metric or the gradient is NaN or infinite.
+        OSError: the disk is full; the last state stays whole.
+    """
+    check_knobs(settings)
+    if not len(samples):
+        raise ValueError("There is nothing to train on: give at least one sample.")
+    adapter = dict(model.adapter_parameters())
+    assert all(p.dtype in (torch.float32, torch.float64) for p in adapter.values()), (
+        "Adam rounds away in bf16"
+    )
+    optimizer = torch.optim.Adam(adapter.values(), lr=settings.learning_rate)
+
+    state = latest_state(run.folder) if run else None
+    done = state.step if state else 0
+    if state:
+        _restore(state, adapter, optimizer)
+    if run:
+        run.rewind(done)
+    saved = done if state else -1
+
+    def save() -> None:
+        nonlocal saved
+        if run and run.writable and saved < done:
+            run.save_state(State(done, _state_tensors(adapter, optimizer), {"seed": settings.seed}))
+            saved = done
+
+    save()  # the adapter's first values may be random
+    whole = True  # adapter, moments and metrics.jsonl are of the same update
+    try:
+        while done < settings.updates:
+            started = time.perf_counter()
+            optimizer.zero_grad(set_to_none=True)
+            metrics: dict[str, float] = {}
+            for part in objective.gradients(draw_batch(samples, settings, done)):
+                _refuse_not_finite(done + 1, part)
+                metrics |= {name: metrics.get(name, 0.0) + value for name, value in part.items()}
+            norm = torch.nn.utils.clip_grad_norm_(adapter.values(), settings.clip_norm or math.inf).item()
+            _refuse_not_finite(done + 1, {"grad_norm": norm})
+            rate = settings.learning_rate * min(1.0, (done + 1) / max(1, settings.warmup))
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+
+            whole = False
+            optimizer.step()
+            done += 1
+            record = StepRecord(done, metrics | {"grad_norm": norm, "learning_rate": rate})
+            if run:
+                run.append(record, time.perf_counter() - started)
+            whole = True
+            if done % settings.checkpoint_every == 0:
+                save()
+            yield record
+    finally:
+        optimizer.zero_grad(set_to_none=True)
+        if whole:
+            save()
+
+
+def draw_batch(samples: Sequence[Any], settings: LoopSettings, update: int) -> tuple[Draw, ...]:
+    """The batch of the update after `update` updates: samples in an order reshuffled at every pass."""
+    first = update * settings.batch_size
+    draws = []
+    for number in range(first, first + settings.batch_size):
+        cycle, place = divmod(number, len(samples))
+        order = torch.randperm(len(samples), generator=_generator(settings.seed, "order", cycle))
+        draws.append(Draw(samples[int(order[place])], _generator(settings.seed, "draw", number)))
+    return tuple(draws)
+
+
+def _generator(*key: object) -> torch.Generator:
+    """Hashed, because sums of seed and number coincide; to the 32 bits that the CPU's generator uses."""
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))
+
+
+def _refuse_not_finite(update: int, metrics: Mapping[str, float]) -> None:
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise TrainingStopped(update, name, value)
+
+
+def _state_tensors(adapter: Mapping[str, Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """`adapter/<name>`, and Adam's `step/`, `exp_avg/` and `exp_avg_sq/<name>`."""
+    tensors: dict[str, Tensor] = {f"adapter/{name}": parameter for name, parameter in adapter.items()}
+    for name, parameter in adapter.items():
+        for kind, tensor in optimizer.state.get(parameter, {}).items():
+            tensors[f"{kind}/{name}"] = tensor
+    return tensors
+
+
+def _restore(state: State, adapter: Mapping[str, Parameter], optimizer: torch.optim.Optimizer) -> None:
+    kept = adapter_of(state)
+    if {n: t.shape for n, t in kept.items()} != {n: p.shape for n, p in adapter.items()}:
+        raise ValueError(
+            "The run's state is of another adapter (other layers or rank): use the model it began with."
+        )
+    with torch.no_grad():
+        for name, parameter in adapter.items():
+            parameter.copy_(kept[name])
+    numbers = {name: number for number, name in enumerate(adapter)}
+    moments: dict[int, dict[str, Tensor]] = {}
+    for path, tensor in state.tensors.items():
+        kind, _, name = path.partition("/")
+        if kind != "adapter":
+            moments.setdefault(numbers[name], {})[kind] = tensor
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def adapter_of(state: State) -> dict[str, Tensor]:
+    """The adapter's tensors, by the model's names, out of a run's state."""
+    return {
+        name.removeprefix("adapter/"): tensor
+        for name, tensor in state.tensors.items()
+        if name.startswith("adapter/")
+    }
