@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# ArcFace's template for a crop of 112 px, the public five-point standard: left eye, right eye, nose, mouth corners.
+# ArcFace's public template for a crop of 112 px: left eye, right eye, nose, left and right mouth corner.
 TEMPLATE_52 = (
     (38.2946, 51.6963),
     (73.5318, 51.5014),
@@ -65,7 +65,7 @@ def crop_faces(
     Args:
         frames_TCHW: in [0, 1].
         points_T52: one face per frame, in pixels; carries no gradient.
-        antialias: average k × k taps where a crop pixel covers k frame pixels; False samples as `norm_crop` does.
+        antialias: average k × k taps where a crop pixel covers k frame pixels; False: one, as `norm_crop`.
         jitter: standard deviation, in crop pixels, of noise on each landmark; 1 to 2 in training keeps a
             generator from fitting one exact crop.
         generator: where that noise comes from.
@@ -104,5 +104,7 @@ def _sample(frame_CHW: Tensor, crop_of_frame: Tensor, size: int, antialias: bool
     # align_corners=False counts from the outer edge of the border pixels, half a pixel before their centres.
     grid_HW2 = 2 * (frame_HW2 + 0.5) / torch.tensor([width, height]) - 1
     working = frame_CHW if frame_CHW.dtype == torch.float64 else frame_CHW.float()
-    taken = F.grid_sample(working[None], grid_HW2[None].to(working), padding_mode="zeros", align_corners=False)
+    taken = F.grid_sample(
+        working[None], grid_HW2[None].to(working), padding_mode="zeros", align_corners=False
+    )
     return F.avg_pool2d(taken, taps)[0]

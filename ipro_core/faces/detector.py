@@ -1,7 +1,7 @@
 """Finds faces and their five points with SCRFD, at two scales: one alone misses close-ups. Never a gradient.
 
-Departs from InsightFace's `FaceAnalysis`, whose numbers it keeps, in what runs: whole batches, the frame's aspect
-(no square of padding), and 640 and 320 px instead of 640 or 640 and 128.
+Keeps the numbers of InsightFace's `FaceAnalysis` and departs from it in what runs: whole batches, the frame's
+aspect (no square of padding), and 640 and 320 px, where 320 only adds what 640 missed: its points are coarser.
 """
 
 import torch
@@ -13,8 +13,10 @@ from .onnx_graph import OnnxGraph
 
 LONG_SIDES = (640, 320)
 """Pixels. 640 alone loses 8 to 100 % of the frames of close-ups; add 1280 for faces below 30 px."""
+BORDER = 64
+"""Pixels of black beside the frame: SCRFD looks beyond its stride, and InsightFace shows it black there."""
 OVERLAP = 0.4
-"""Of two boxes with more in common (intersection over union), the surer one stays; InsightFace's number."""
+"""Two boxes with more in common (intersection over union) are one face; InsightFace's number."""
 LAYOUTS = {9: ((8, 16, 32), 2), 15: ((8, 16, 32, 64, 128), 1)}
 """Number of outputs → strides, anchors per place; for each stride scores, then boxes, then points."""
 
@@ -23,12 +25,12 @@ class Detector:
     """A detector of an InsightFace pack: SCRFD, or any network with its outputs."""
 
     def __init__(self, network: OnnxGraph, name: str, long_sides: tuple[int, ...] = LONG_SIDES):
-        """`long_sides`: the scales to look at, in pixels; a file that fixes its input size runs at that size."""
+        """`long_sides`: scales to look at, in pixels; a file that fixes its input size runs at that size."""
         self.network, self.name = network, name
         self.strides, self.anchors = LAYOUTS[len(network.output_shapes)]
         height, width = network.input.shape[-2:]
         self.fixed_size = (height, width) if height and width else None
-        self.long_sides = long_sides
+        self.long_sides = tuple(sorted(long_sides, reverse=True))
 
     @torch.no_grad()
     def detect(self, frames_TCHW: Tensor, threshold: float = 0.5, chunk: int = 8) -> list[list[Face]]:
@@ -46,8 +48,8 @@ class Detector:
     def _detect(self, frames_BCHW: Tensor, threshold: float) -> list[list[Face]]:
         frames = frames_BCHW.to(next(self.network.buffers()))
         windows = [self.fixed_size] if self.fixed_size else [(side, side) for side in self.long_sides]
-        found = torch.cat([self._look(frames, window, threshold) for window in windows]).cpu()
-        return [_best(found[found[:, 0] == index, 1:]) for index in range(len(frames))]
+        looks = [self._look(frames, window, threshold).cpu() for window in windows]
+        return [_best([rows[rows[:, 0] == index, 1:] for rows in looks]) for index in range(len(frames))]
 
     def _look(self, frames_BCHW: Tensor, window: tuple[int, int], threshold: float) -> Tensor:
         """One scale: rows of frame index, score, box and points, in pixels of the frames."""
@@ -92,27 +94,29 @@ class Detector:
         else:
             size = max(int(wide * aspect), 1), wide
         step = self.strides[-1]
-        padded = self.fixed_size or [-(-side // step) * step for side in size]
+        padded = self.fixed_size or [
+            min(-(-(side + BORDER) // step) * step, -(-full // step) * step)
+            for side, full in zip(size, window, strict=True)
+        ]
         images = F.interpolate(frames_BCHW, size, mode="bilinear", align_corners=False)
         images = F.pad(images, [0, padded[1] - size[1], 0, padded[0] - size[0]])
         return images, size[0] / height
 
 
-def _best(rows: Tensor) -> list[Face]:
-    """Drop every box that overlaps a surer one; with InsightFace's areas, which count both border pixels."""
-    rows = rows[rows[:, 0].argsort(descending=True, stable=True)]
+def _best(looks: list[Tensor]) -> list[Face]:
+    """Of the rows of one frame, finest scale first, drop every box that overlaps a finer or surer one."""
+    rows = torch.cat([look[look[:, 0].argsort(descending=True, stable=True)] for look in looks])
     faces = []
     while len(rows):
         score, box, points = rows[0, 0], rows[0, 1:5], rows[0, 5:].reshape(5, 2)
         faces.append(Face(box.clone(), points.clone(), score.item()))
-        rows = rows[_overlap(box, rows[:, 1:5]) <= OVERLAP][:]
-    return faces
+        rows = rows[1:][_overlap(box, rows[1:, 1:5]) <= OVERLAP]
+    return sorted(faces, key=lambda face: -face.score)
 
 
 def _overlap(box_4: Tensor, boxes_N4: Tensor) -> Tensor:
-    """Intersection over union."""
-    shared = (
-        torch.minimum(box_4[2:], boxes_N4[:, 2:]) - torch.maximum(box_4[:2], boxes_N4[:, :2]) + 1
-    ).clamp_min(0)
-    area, areas = (box_4[2:] - box_4[:2] + 1).prod(), (boxes_N4[:, 2:] - boxes_N4[:, :2] + 1).prod(dim=1)
-    return shared.prod(dim=1) / (area + areas - shared.prod(dim=1))
+    """Intersection over union by InsightFace's areas, which count the pixels of both borders."""
+    shared_N2 = torch.minimum(box_4[2:], boxes_N4[:, 2:]) - torch.maximum(box_4[:2], boxes_N4[:, :2]) + 1
+    shared_N = shared_N2.clamp_min(0).prod(dim=1)
+    area, area_N = (box_4[2:] - box_4[:2] + 1).prod(), (boxes_N4[:, 2:] - boxes_N4[:, :2] + 1).prod(dim=1)
+    return shared_N / (area + area_N - shared_N)

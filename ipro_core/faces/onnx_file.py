@@ -86,7 +86,9 @@ def read_onnx(path: Path | str) -> OnnxFile:
             tuple(_port(port) for port in graph.get(12, [])),
         )
     except FileNotFoundError:
-        raise ValueError(f"There is no network at {path}: give an .onnx file of an InsightFace pack.") from None
+        raise ValueError(
+            f"There is no network at {path}: give an .onnx file of an InsightFace pack."
+        ) from None
     # TypeError: a number where the format has a text, or the other way round.
     except (ValueError, TypeError, OSError) as error:
         raise damaged(path, str(error)) from None

@@ -1,4 +1,4 @@
-"""Runs the graph of an .onnx file as a frozen torch module: batched, differentiable in its input, on any device."""
+"""Runs the graph of an .onnx file as a frozen torch module: batched, differentiable in its input."""
 
 import torch
 from torch import Tensor, nn
@@ -7,14 +7,14 @@ from .onnx_file import Node, OnnxFile, damaged, tensor
 from .onnx_operators import FLOAT_NUMBERS, OPERATORS
 
 MOST_PIXELS, MOST_NUMBERS = 1 << 28, 1 << 16
-"""The largest value of the trial run, a hundred times what a face network needs, and the longest list of sizes."""
+"""Limits of the trial run: of one value, a hundred times what a face network needs, and of a list of sizes."""
 
 
 class OnnxGraph(nn.Module):
     """One input, one or more outputs.
 
-    A file that declares one image a time still takes any batch: in one go where its outputs grow with the batch,
-    image by image where a size is written into the graph.
+    A file that declares one image at a time still takes any batch: in one go where its outputs grow with the
+    batch, image by image where a size is written into the graph.
 
     Raises:
         ValueError: on building, if the file is damaged or uses an operator that is not known here.
@@ -103,7 +103,7 @@ class OnnxGraph(nn.Module):
         return forget[::-1]
 
     def _trial_run(self, batch: int) -> tuple[torch.Size, ...]:
-        """The graph on shapes alone: nothing is computed, and every value's size is seen before it is real."""
+        """The graph on shapes alone: nothing is computed, every value's size is seen before it is real."""
         _, *image = self.input.shape
         if len(image) != 3 or image[0] not in (None, 3):
             raise ValueError(f"it takes an input of the shape {self.input.shape}, not a colour picture")

@@ -1,7 +1,7 @@
 """ONNX operators in torch, as far as face networks use them; each as (attributes, *inputs) → output(s).
 
-Values that ops read as numbers (sizes, axes, scales) are CPU tensors, so that shape arithmetic never waits for a
-GPU and also runs on torch's shape-only "meta" device.
+Values that are read as numbers (sizes, axes, scales) are CPU tensors, so that shape arithmetic never waits for
+a GPU and also runs on torch's shape-only "meta" device.
 """
 
 import math
@@ -17,7 +17,7 @@ FLOAT_NUMBERS = {"Clip": (1, 2), "Pad": (2,), "Resize": (1, 2), "Upsample": (1,)
 
 
 def _list(value: Tensor | list | None) -> list:
-    return value.tolist() if isinstance(value, Tensor) else list(value or [])
+    return value.tolist() if isinstance(value, Tensor) else list(value) if value else []
 
 
 def _conv(a: dict, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -42,7 +42,9 @@ def _average_pool(a: dict, x: Tensor) -> Tensor:
     )
 
 
-def _padded(a: dict, x: Tensor, kernel: Any, stride: list, dilation: list, value: float) -> tuple[Tensor, list]:
+def _padded(
+    a: dict, x: Tensor, kernel: Any, stride: list, dilation: list, value: float
+) -> tuple[Tensor, list]:
     """Split the operator's padding: what torch's operator takes itself, and the rest applied to x."""
     reach = [(k - 1) * d for k, d in zip(kernel, dilation, strict=True)]
     before, after = [0, 0], [0, 0]
@@ -141,7 +143,9 @@ def _cast(a: dict, x: Tensor) -> Tensor:
     return x.to({2: torch.uint8, 3: torch.int8, 6: torch.int32, 7: torch.int64, 9: torch.bool}[a["to"]])
 
 
-def _pad(a: dict, x: Tensor, pads: Tensor | None = None, value: Tensor | None = None, *axes: Tensor) -> Tensor:
+def _pad(
+    a: dict, x: Tensor, pads: Tensor | None = None, value: Tensor | None = None, *axes: Tensor
+) -> Tensor:
     if axes or a.get("mode", "constant") != "constant":
         raise ValueError("Pad by anything but a constant")
     sides = _list(a.get("pads") if pads is None else pads)

@@ -1,6 +1,6 @@
-"""InsightFace packs as users have them: which file is what, where a pack lies, and what to do if one is missing.
+"""InsightFace packs as users have them: which file is what, where a pack lies, what to do if one is missing.
 
-Looks as InsightFace does: every .onnx of the folder, in the order of the names, its task by what it takes and gives.
+Looks as InsightFace does: every .onnx of the folder, by name, its task by what it takes and gives.
 """
 
 import logging
@@ -116,9 +116,10 @@ def _task(file: OnnxFile) -> str:
     """InsightFace's rule: detectors have many outputs; landmarks take 192 px, gender and age 96 px."""
     if len(file.outputs) >= 5:
         return "detector"
-    sides = file.inputs[0].shape[-2:] if file.inputs else ()
-    is_face = len(file.inputs) == 1 == len(file.outputs) and len(sides) == 2 and sides[0] == sides[1]
-    return "recognizer" if is_face and sides[0] not in (None, 96, 192) else "other"
+    if len(file.inputs) != 1 or len(file.outputs) != 1 or len(file.inputs[0].shape) != 4:
+        return "other"
+    height, width = file.inputs[0].shape[2:]
+    return "recognizer" if height == width and width not in (None, 96, 192) else "other"
 
 
 def _detector(file: OnnxFile, device: torch.device | str, long_sides: tuple[int, ...]) -> Detector:

@@ -1,4 +1,4 @@
-"""The identity network φ (ArcFace): aligned crops to unit embeddings, with gradients, in memory flat in the frames."""
+"""The identity network φ (ArcFace): aligned crops to unit embeddings, with gradients, in bounded memory."""
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ class Recognizer:
     """A recogniser of an InsightFace pack."""
 
     def __init__(self, network: OnnxGraph, name: str):
-        """`name`: the file and its SHA-256; pools carry it, because two recognisers' embeddings do not compare."""
+        """`name`: file and SHA-256; pools carry it, because two recognisers' embeddings do not compare."""
         self.network, self.name = network, name
         self.size: int = network.input.shape[-1] or 112
         """Side of the crops, in pixels."""
@@ -29,8 +29,8 @@ class Recognizer:
 
         Args:
             crops_T3HW: RGB in [0, 1], of `size` px.
-            chunk: faces at a time; with gradients each chunk is computed again on the way back, so that only one
-                chunk's activations are alive (71 MB a face for a ResNet-100).
+            chunk: faces at a time; with gradients each chunk is computed again on the way back, so that only
+                one chunk's activations are alive (71 MB a face for a ResNet-100).
 
         Returns:
             (T, dim), unit length, on the crops' device and differentiable in them.
@@ -40,8 +40,13 @@ class Recognizer:
         chunks = crops_T3HW.split(chunk)
         if len(chunks) == 1 or not (torch.is_grad_enabled() and crops_T3HW.requires_grad):
             return torch.cat([self._embed(crops) for crops in chunks])
-        embeddings = [checkpoint(self._embed, crops, use_reentrant=False) for crops in chunks]
-        return torch.cat([embedding for embedding in embeddings if embedding is not None])
+        # The network draws no random numbers: their state need not be kept.
+        return torch.cat(
+            [
+                checkpoint(self._embed, crops, use_reentrant=False, preserve_rng_state=False)  # type: ignore
+                for crops in chunks
+            ]
+        )
 
     def _embed(self, crops_B3HW: Tensor) -> Tensor:
         weight = next(self.network.buffers())
