@@ -73,7 +73,8 @@ class Run:
         for name in ("state", "samples", "adapters"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         with ExitStack() as if_it_fails:
-            lock = if_it_fails.enter_context(_only_writer(folder))
+            lock = _only_writer(folder)
+            if_it_fails.callback(lock.release)
             _write_json(folder / "environment.json", environment(device) | {"pid": os.getpid()})
             _write_json(folder / "config.json", config)  # last: a folder without it is no run yet
             run = cls(folder, read_config(folder), lock)
@@ -102,7 +103,8 @@ class Run:
         folder = Path(folder)
         begun = read_config(folder)
         with ExitStack() as if_it_fails:
-            lock = if_it_fails.enter_context(_only_writer(folder))
+            lock = _only_writer(folder)
+            if_it_fails.callback(lock.release)
             if config is not None:
                 _refuse_other_settings(folder, begun, json.loads(json.dumps(config)), may_differ)
                 _write_json(folder / "config.json", config)
@@ -275,7 +277,8 @@ def _state_files(folder: Path) -> list[Path]:
 def _read_state(path: Path) -> State:
     with safe_open(str(path), framework="pt") as file:
         note = json.loads((file.metadata() or {}).get("ipro", "{}"))
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+        # Cloned, because they are a window on the file, which Windows then would not let us delete.
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118, it is no dict
     if note.get("kind") != "run state" or note["sha256"] != _digest(tensors):
         raise ValueError("its checksum does not fit")
     return State(note["step"], tensors, note["scalars"])

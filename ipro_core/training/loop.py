@@ -98,26 +98,20 @@ def train(
     if not len(samples):
         raise ValueError("There is nothing to train on: give at least one sample.")
     adapter = dict(model.adapter_parameters())
-    assert all(p.dtype in (torch.float32, torch.float64) for p in adapter.values()), (
-        "Adam rounds away in bf16"
-    )
+    assert all(p.dtype in (torch.float32, torch.float64) for p in adapter.values()), "bf16 loses steps"
     optimizer = torch.optim.Adam(adapter.values(), lr=settings.learning_rate)
 
-    state = latest_state(run.folder) if run else None
-    done = state.step if state else 0
-    if state:
-        _restore(state, adapter, optimizer)
+    scalars = {"seed": settings.seed, "learning_rate": settings.learning_rate}
+    done = saved = 0
     if run:
-        run.rewind(done)
-    saved = done if state else -1
+        done = saved = _resume(run, adapter, optimizer, scalars)
 
     def save() -> None:
         nonlocal saved
         if run and run.writable and saved < done:
-            run.save_state(State(done, _state_tensors(adapter, optimizer), {"seed": settings.seed}))
+            run.save_state(State(done, _state_tensors(adapter, optimizer), scalars))
             saved = done
 
-    save()  # the adapter's first values may be random
     whole = True  # adapter, moments and metrics.jsonl are of the same update
     try:
         while done < settings.updates:
@@ -144,7 +138,8 @@ def train(
                 save()
             yield record
     finally:
-        optimizer.zero_grad(set_to_none=True)
+        for parameter in adapter.values():
+            parameter.grad = None
         if whole:
             save()
 
@@ -181,7 +176,20 @@ def _state_tensors(adapter: Mapping[str, Parameter], optimizer: torch.optim.Opti
     return tensors
 
 
-def _restore(state: State, adapter: Mapping[str, Parameter], optimizer: torch.optim.Optimizer) -> None:
+def _resume(
+    run: Run,
+    adapter: Mapping[str, Parameter],
+    optimizer: torch.optim.Optimizer,
+    scalars: Mapping[str, float],
+) -> int:
+    """Go back to the run's last state; returns the updates it has done."""
+    state = latest_state(run.folder)
+    run.rewind(state.step if state else 0)
+    if not state:
+        run.save_state(
+            State(0, _state_tensors(adapter, optimizer), scalars)
+        )  # its first values may be random
+        return 0
     kept = adapter_of(state)
     if {n: t.shape for n, t in kept.items()} != {n: p.shape for n, p in adapter.items()}:
         raise ValueError(
@@ -197,6 +205,7 @@ def _restore(state: State, adapter: Mapping[str, Parameter], optimizer: torch.op
         if kind != "adapter":
             moments.setdefault(numbers[name], {})[kind] = tensor
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    return state.step
 
 
 def adapter_of(state: State) -> dict[str, Tensor]:

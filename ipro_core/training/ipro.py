@@ -1,0 +1,193 @@
+"""The IPRO objective: sample from noise, score the faces, stay near the frozen model (Eq. 3 to 7)."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..faces.detector import Detector
+from ..faces.recognizer import Recognizer
+from ..faces.tracks import person_faces
+from ..models.base import VideoCodec, VideoModel
+from ..rewards.base import Reward
+from ..sampling.anchor import AnchorWeighting, anchor_weight
+from ..sampling.flow import shifted_sigmas
+from ..sampling.gradient import KLThrough, reward_gradient
+from ..types import FacePool, GeneratedVideo, RewardScore, check_knobs, knob
+from .loop import Draw
+
+logger = logging.getLogger("ipro")
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingSample:
+    """One scene: what the model is asked for, and whose faces it is to keep."""
+
+    name: str
+    condition: Any
+    """The model's own, of batch size 1: a tensor, or a dataclass of tensors whose first axis is the batch."""
+    latent_shape: tuple[int, ...]
+    """(C, T, H, W) of the noise."""
+    pool: FacePool | None
+    prompt: str = ""
+    reference_D: Tensor | None = None
+    """The face of the input image, for the reward that compares with it."""
+
+
+@dataclass(frozen=True)
+class IproSettings:
+    steps: int = knob(8, "Sampling steps.", min=1)
+    shift: float = knob(5.0, "Shift of the noise schedule.", min=0.01)
+    grad_steps: int = knob(4, "K: steps, counted from the end, that carry gradients (Eq. 4).", min=1)
+    reward_weight: float = knob(0.1, "Weight of the face reward.", min=0)
+    kl_weight: float = knob(1.0, "Weight of the KL anchor to the frozen model (Eq. 7).", min=0)
+    kl_weighting: AnchorWeighting = knob(
+        "sigma", "w'_t of Eq. 7: 'sigma' is 1 / (2 sigma²), the authors' code; 'uniform' is 1."
+    )
+    kl_through: KLThrough = knob(
+        "detached", "The anchor's gradient through x_t: 'detached' none, 'exact', 'biased' the authors' code."
+    )
+    landmark_jitter: float = knob(
+        0.0,
+        "Random shift of the five points, in pixels of the 112 px crop, so that no crop can be learnt.",
+        min=0,
+    )
+    pool_first_frame: bool = knob(True, "Whether the pool's faces of frame 0, the input image, count.")
+    noise_seed: int = knob(
+        -1,
+        "-1: new noise for every draw, the expectation of Eq. 3. Else one noise for all, by this seed.",
+        min=-1,
+    )
+    microbatch: int = knob(
+        1, "Videos of one shape that pass the network together: faster, more memory.", min=1
+    )
+
+
+class IproObjective:
+    """−reward_weight · R_face + kl_weight · KL, its gradient taken on the model's own samples."""
+
+    def __init__(
+        self,
+        model: VideoModel,
+        codec: VideoCodec,
+        detector: Detector,
+        recognizer: Recognizer,
+        reward: Reward,
+        settings: IproSettings,
+    ) -> None:
+        check_knobs(settings)
+        self.model, self.codec, self.reward, self.settings = model, codec, reward, settings
+        self.detector, self.recognizer = detector, recognizer
+        self.sigmas = shifted_sigmas(settings.steps, settings.shift)
+        self._warned = False
+
+    def gradients(self, batch: Sequence[Draw]) -> Iterator[Mapping[str, float]]:
+        """See `Objective`. The metrics, as means over the batch:
+
+        reward: R_face (Eq. 6). score: the same over frames with a face only. kl: Eq. 7, mean over steps.
+        drift: ||v_θ − v_ref||², mean over elements and steps. coverage: the share of frames with a face.
+        faceless: the share of videos without any.
+        """
+        for draws in microbatches(batch, self.settings.microbatch):
+            share = len(draws) / len(batch)
+            yield {name: share * value for name, value in self._gradient(draws, share).items()}
+
+    def _gradient(self, draws: Sequence[Draw], share: float) -> dict[str, float]:
+        wanted = self.settings
+        rollout, scores = reward_gradient(
+            self.model,
+            self.codec,
+            lambda frames_TCHW, index: self.score(frames_TCHW, draws[index]),
+            torch.stack([self.noise(draw) for draw in draws]),
+            stack_conditions([draw.sample.condition for draw in draws]),
+            self.sigmas,
+            grad_steps=wanted.grad_steps,
+            reward_weight=wanted.reward_weight,
+            kl_weight=wanted.kl_weight,
+            kl_weighting=wanted.kl_weighting,
+            kl_through=wanted.kl_through,
+            scale=share,
+        )
+        weights = [anchor_weight(sigma, wanted.kl_weighting) for sigma in rollout.sigmas_K.tolist()]
+        drift_K = rollout.drift_K.tolist()
+        for draw, score in zip(draws, scores, strict=True):
+            if not score.seen_T.any() and not self._warned:
+                logger.warning("The video sampled for %s shows no face; said once.", draw.sample.name)
+                self._warned = True
+        return {
+            "reward": _mean([score.value.item() for score in scores]),
+            "score": _mean([_mean(score.per_frame_T[score.seen_T].tolist()) for score in scores]),
+            "kl": _mean([weight * drift for weight, drift in zip(weights, drift_K, strict=True)]),
+            "drift": _mean(drift_K),
+            "coverage": _mean([score.seen_T.float().mean().item() for score in scores]),
+            "faceless": _mean([float(not score.seen_T.any()) for score in scores]),
+        }
+
+    def noise(self, draw: Draw) -> Tensor:
+        """x_T, (C, T, H, W), where and as precise as the adapter is."""
+        seed, generator = self.settings.noise_seed, draw.generator
+        if seed >= 0:
+            generator = torch.Generator().manual_seed(seed)
+        like = next(iter(self.model.adapter_parameters().values()))
+        return torch.randn(draw.sample.latent_shape, generator=generator).to(like)
+
+    def score(self, frames_TCHW: Tensor, draw: Draw) -> RewardScore:
+        """The reward of one generated video, differentiable in its frames."""
+        sample = draw.sample
+        pool = sample.pool
+        if pool is not None and not self.settings.pool_first_frame:
+            pool = without_first_frame(pool)
+        person = person_faces(
+            frames_TCHW,
+            self.detector,
+            self.recognizer,
+            pool=pool,
+            reference_D=sample.reference_D,
+            jitter=self.settings.landmark_jitter,
+            generator=draw.generator,
+        )
+        return self.reward(GeneratedVideo((person,), sample.prompt, frames_TCHW))
+
+
+def microbatches(batch: Sequence[Draw], size: int) -> Iterator[Sequence[Draw]]:
+    """The batch in parts of at most `size` samples of the same latent shape."""
+    by_shape: dict[tuple[int, ...], list[Draw]] = {}
+    for draw in batch:
+        by_shape.setdefault(tuple(draw.sample.latent_shape), []).append(draw)
+    for draws in by_shape.values():
+        for first in range(0, len(draws), size):
+            yield draws[first : first + size]
+
+
+def stack_conditions(conditions: Sequence[Any]) -> Any:
+    """One condition for several samples, joined along the batch axis; see `TrainingSample.condition`."""
+    first = conditions[0]
+    if len(conditions) == 1 or first is None:
+        return first
+    if isinstance(first, Tensor):
+        return torch.cat(list(conditions))
+    assert is_dataclass(first) and not isinstance(first, type), (
+        "a condition is a tensor or a dataclass of them"
+    )
+    parts = {
+        part.name: stack_conditions([getattr(one, part.name) for one in conditions]) for part in fields(first)
+    }
+    return replace(first, **parts)
+
+
+def without_first_frame(pool: FacePool) -> FacePool:
+    """The pool as the authors' code uses it: the input image does not count."""
+    kept_P = pool.frames_P != 0
+    return replace(
+        pool,
+        embeddings_PD=pool.embeddings_PD[kept_P],
+        frames_P=pool.frames_P[kept_P],
+        boxes_P4=pool.boxes_P4[kept_P],
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
