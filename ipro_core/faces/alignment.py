@@ -37,10 +37,9 @@ def similarity(points_T52: Tensor, size: int = 112) -> Tensor:
     the best q ≈ a p has a = Σ p* q / Σ |p|², whose modulus is the scale and whose angle the rotation.
 
     Returns:
-        (T, 2, 3) float64: crop = M [x, y, 1]. Five equal points get scale 1.
+        (T, 2, 3) float64 on the CPU: crop = M [x, y, 1]. Five equal points get scale 1.
     """
-    source_T52 = points_T52.detach().double()
-    target_52 = template(size).to(source_T52.device)
+    source_T52, target_52 = points_T52.detach().cpu().double(), template(size)
     source_mean, target_mean = source_T52.mean(dim=1), target_52.mean(dim=0)
     p = torch.view_as_complex((source_T52 - source_mean[:, None]).contiguous())
     q = torch.view_as_complex((target_52 - target_mean).contiguous())
@@ -79,32 +78,27 @@ def crop_faces(
     crop_of_frame = similarity(points_T52, size)
     if jitter:
         place = generator.device if generator else "cpu"
-        noise_T52 = torch.randn(points_T52.shape, generator=generator, device=place) * jitter
-        pixels_T = 1 / crop_of_frame[:, :, 0].norm(dim=1)
-        points_T52 = points_T52.detach() + noise_T52.to(points_T52) * pixels_T.to(points_T52)[:, None, None]
-        crop_of_frame = similarity(points_T52, size)
+        noise_T52 = jitter * torch.randn(points_T52.shape, generator=generator, device=place).cpu()
+        scale_T = crop_of_frame[:, :, 0].norm(dim=1)  # crop pixels per frame pixel
+        crop_of_frame = similarity(points_T52.detach().cpu() + noise_T52 / scale_T[:, None, None], size)
     # unbind, not frames[t]: the backward pass of an index would fill a whole video of zeros for every face.
     crops = [
         _sample(frame_CHW, matrix, size, antialias)
-        for frame_CHW, matrix in zip(frames_TCHW.unbind(), crop_of_frame.cpu(), strict=True)
+        for frame_CHW, matrix in zip(frames_TCHW.unbind(), crop_of_frame, strict=True)
     ]
     return torch.stack(crops)
 
 
 def _sample(frame_CHW: Tensor, crop_of_frame: Tensor, size: int, antialias: bool) -> Tensor:
-    linear, shift = crop_of_frame[:, :2], crop_of_frame[:, 2]
-    # A quarter pixel of rounding is allowed before the next tap: 1.0000001 px per px needs no second one.
-    pixels_per_crop_pixel = 1 / linear[:, 0].norm().item()
-    taps = min(max(math.ceil(pixels_per_crop_pixel - 1e-3), 1), MOST_TAPS) if antialias else 1
+    frame = frame_CHW if frame_CHW.dtype == torch.float64 else frame_CHW.float()
+    frame_of_crop = torch.linalg.inv(crop_of_frame[:, :2])
+    frame_pixels = frame_of_crop[:, 0].norm().item()  # per crop pixel
+    taps = min(max(math.ceil(frame_pixels - 1e-3), 1), MOST_TAPS) if antialias else 1
     # Pixel centres lie at integers: the taps of crop pixel i lie evenly in [i - 1/2, i + 1/2].
-    place = (torch.arange(size * taps, dtype=torch.float64) + 0.5) / taps - 0.5
+    place = (torch.arange(size * taps, dtype=frame.dtype, device=frame.device) + 0.5) / taps - 0.5
     crop_HW2 = torch.stack(torch.meshgrid(place, place, indexing="xy"), dim=-1)
-    frame_HW2 = (crop_HW2 - shift) @ torch.linalg.inv(linear).T
-    height, width = frame_CHW.shape[1:]
+    frame_HW2 = (crop_HW2 - crop_of_frame[:, 2].to(frame)) @ frame_of_crop.T.to(frame)
     # align_corners=False counts from the outer edge of the border pixels, half a pixel before their centres.
-    grid_HW2 = 2 * (frame_HW2 + 0.5) / torch.tensor([width, height]) - 1
-    working = frame_CHW if frame_CHW.dtype == torch.float64 else frame_CHW.float()
-    taken = F.grid_sample(
-        working[None], grid_HW2[None].to(working), padding_mode="zeros", align_corners=False
-    )
+    grid_HW2 = 2 * (frame_HW2 + 0.5) / frame.new_tensor([frame.shape[2], frame.shape[1]]) - 1
+    taken = F.grid_sample(frame[None], grid_HW2[None], padding_mode="zeros", align_corners=False)
     return F.avg_pool2d(taken, taps)[0]

@@ -1,7 +1,7 @@
 """Finds faces and their five points with SCRFD, at two scales: one alone misses close-ups. Never a gradient.
 
 Keeps the numbers of InsightFace's `FaceAnalysis` and departs from it in what runs: whole batches, the frame's
-aspect (no square of padding), and 640 and 320 px, where 320 only adds what 640 missed: its points are coarser.
+aspect (no square of padding), and 640 and 320 px; 320 only adds what 640 missed: its points are coarser.
 """
 
 import torch

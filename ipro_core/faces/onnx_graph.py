@@ -7,7 +7,7 @@ from .onnx_file import Node, OnnxFile, damaged, tensor
 from .onnx_operators import FLOAT_NUMBERS, OPERATORS
 
 MOST_PIXELS, MOST_NUMBERS = 1 << 28, 1 << 16
-"""Limits of the trial run: of one value, a hundred times what a face network needs, and of a list of sizes."""
+"""Limits of the trial run: one value (a hundred times what a face network needs), and a list of sizes."""
 
 
 class OnnxGraph(nn.Module):

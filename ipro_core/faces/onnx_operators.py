@@ -1,7 +1,7 @@
 """ONNX operators in torch, as far as face networks use them; each as (attributes, *inputs) → output(s).
 
-Values that are read as numbers (sizes, axes, scales) are CPU tensors, so that shape arithmetic never waits for
-a GPU and also runs on torch's shape-only "meta" device.
+Values that are read as numbers (sizes, axes, scales) are CPU tensors, so that shape arithmetic never waits
+for a GPU and also runs on torch's shape-only "meta" device.
 """
 
 import math

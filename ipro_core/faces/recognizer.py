@@ -35,6 +35,7 @@ class Recognizer:
         Returns:
             (T, dim), unit length, on the crops' device and differentiable in them.
         """
+        assert crops_T3HW.shape[1:] == (3, self.size, self.size), "crops of the recogniser's size"
         if not len(crops_T3HW):
             return crops_T3HW.new_zeros(0, self.dim)
         chunks = crops_T3HW.split(chunk)

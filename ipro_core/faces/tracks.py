@@ -1,0 +1,185 @@
+"""One person through one video: which of the detected faces is theirs, and their embeddings (φ in Eq. 5)."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..types import Face, FacePool, FaceTrack, PersonFaces
+from .alignment import crop_faces
+from .detector import Detector
+from .recognizer import Recognizer
+
+Choose = Literal["tracked", "largest"]
+
+SAME_PERSON = 0.35
+"""Cosine from which a face is the subject wherever it appears; other people stay below 0.34 (300 pairs)."""
+SAME_PLACE = 0.3
+"""Overlap (intersection over union) with the subject's last box from which a face may be the subject's ..."""
+OTHER_PERSON = 0.15
+"""... unless its cosine says that someone else stands there now."""
+
+
+def track_person(
+    detections: Sequence[Sequence[Face]],
+    embeddings: Sequence[Tensor] | None = None,
+    *,
+    choose: Choose = "tracked",
+    reference_D: Tensor | None = None,
+) -> FaceTrack:
+    """Follow one person.
+
+    Args:
+        detections: the faces of every frame.
+        embeddings: of the same faces, (F, D) a frame, unit length; without them only the place decides.
+        choose: "tracked" follows the subject, who is the face most like the reference or, without one, the
+            largest face of the first frame that shows a face; "largest" takes the largest face of every
+            frame, whoever that is.
+        reference_D: the subject's embedding.
+
+    Returns:
+        The track. Frames without the subject carry boxes and points of the seen frames around them.
+    """
+    chosen: dict[int, Face] = {}
+    with_faces = [t for t, faces in enumerate(detections) if faces]
+    if choose == "largest" or not with_faces:
+        chosen = {t: max(detections[t], key=_area) for t in with_faces}
+        return _fill_gaps(chosen, len(detections))
+    features = embeddings or [torch.zeros(len(faces), 1) for faces in detections]
+    anchor, subject = _anchor(detections, features, with_faces, reference_D)
+    likeness = features[anchor][subject] if reference_D is None else reference_D.to(features[anchor])
+    for order in (range(anchor, len(detections)), range(anchor, -1, -1)):
+        last, last_D = detections[anchor][subject], features[anchor][subject]
+        for t in order:
+            if t == anchor:
+                chosen[t] = last
+            elif detections[t]:
+                place_F = torch.stack([_overlap(last, face) for face in detections[t]])
+                # Also like the last face: a person may drift away from the reference, step by step.
+                person_F = torch.maximum(features[t] @ likeness, features[t] @ last_D)
+                if embeddings is None:
+                    person_F = torch.full_like(place_F, OTHER_PERSON)
+                is_subject_F = (person_F >= SAME_PERSON) | (
+                    (place_F >= SAME_PLACE) & (person_F >= OTHER_PERSON)
+                )
+                best = int((person_F + place_F).where(is_subject_F, torch.tensor(-torch.inf)).argmax())
+                if is_subject_F[best]:
+                    chosen[t] = last = detections[t][best]
+                    last_D = features[t][best]
+    return _fill_gaps(chosen, len(detections))
+
+
+def find_person(
+    frames_TCHW: Tensor,
+    detector: Detector,
+    recognizer: Recognizer,
+    *,
+    choose: Choose = "tracked",
+    reference_D: Tensor | None = None,
+    threshold: float = 0.5,
+) -> FaceTrack:
+    """Detect every face and follow one person; see `track_person`. Without gradients."""
+    frames = frames_TCHW.detach()
+    detections = detector.detect(frames, threshold)
+    if choose == "largest":
+        return track_person(detections, choose=choose)
+    counts = [len(faces) for faces in detections]
+    if not sum(counts):
+        return track_person(detections)
+    frames_F = torch.arange(len(frames)).repeat_interleave(torch.tensor(counts))
+    points_F52 = torch.stack([face.points_52 for faces in detections for face in faces])
+    embeddings = embed_faces(frames, frames_F, points_F52, recognizer).split(counts)
+    reference_D = None if reference_D is None else reference_D.detach().cpu().float()
+    return track_person(detections, embeddings, choose=choose, reference_D=reference_D)
+
+
+@torch.no_grad()
+def embed_faces(
+    frames_TCHW: Tensor, frames_F: Tensor, points_F52: Tensor, recognizer: Recognizer, chunk: int = 32
+) -> Tensor:
+    """The embeddings of faces given by their frame and points, (F, D) on the CPU, without gradients."""
+    crops = [
+        crop_faces(frames_TCHW.detach()[some.to(frames_TCHW.device)], points, recognizer.size)
+        for some, points in zip(frames_F.split(chunk), points_F52.split(chunk), strict=True)
+    ]
+    return recognizer.embed(torch.cat(crops)).float().cpu()
+
+
+def person_faces(
+    frames_TCHW: Tensor,
+    detector: Detector,
+    recognizer: Recognizer,
+    *,
+    pool: FacePool | None = None,
+    reference_D: Tensor | None = None,
+    choose: Choose = "tracked",
+    track: FaceTrack | None = None,
+    jitter: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> PersonFaces:
+    """One person's embedding in every frame of a video, differentiable in the pixels.
+
+    Args:
+        frames_TCHW: in [0, 1].
+        pool, reference_D: what rewards compare this person with; the reference also says who is followed.
+        choose: see `track_person`.
+        track: where the person is, if the caller knows; saves detection.
+        jitter, generator: see `crop_faces`.
+
+    Returns:
+        A frame that does not show the face holds the embedding of where it should be; all zeros, with a
+        gradient of zero, if no frame shows it.
+    """
+    if track is None:
+        track = find_person(frames_TCHW, detector, recognizer, choose=choose, reference_D=reference_D)
+    seen_T = track.seen_T.to(frames_TCHW.device)
+    if track.seen_T.any():
+        crops = crop_faces(frames_TCHW, track.points_T52, recognizer.size, jitter=jitter, generator=generator)
+        embeddings_TD = recognizer.embed(crops)
+    else:
+        # The zero stays tied to the frames, so that a reward without any face can still be differentiated.
+        embeddings_TD = (0 * frames_TCHW[:, 0, 0, :1]).float().expand(-1, recognizer.dim)
+    return PersonFaces(embeddings_TD, seen_T, pool, reference_D)
+
+
+def _anchor(
+    detections: Sequence[Sequence[Face]],
+    features: Sequence[Tensor],
+    with_faces: list[int],
+    reference_D: Tensor | None,
+) -> tuple[int, int]:
+    """Frame and index of the face from which the subject is followed both ways."""
+    first = with_faces[0]
+    if reference_D is None:
+        return first, max(range(len(detections[first])), key=lambda face: _area(detections[first][face]))
+    likeness = {t: features[t] @ reference_D for t in with_faces}
+    # The first frame with a face that is surely the subject's; else the first frame's most similar face.
+    anchor = next((t for t in with_faces if likeness[t].max() >= SAME_PERSON), first)
+    return anchor, int(likeness[anchor].argmax())
+
+
+def _fill_gaps(chosen: dict[int, Face], frames: int) -> FaceTrack:
+    """Linear between the seen frames on both sides, the nearest one's outside of them."""
+    seen_T = torch.zeros(frames, dtype=torch.bool)
+    rows = np.zeros((frames, 14))
+    if chosen:
+        times = sorted(chosen)
+        seen_T[times] = True
+        known = torch.stack([torch.cat([chosen[t].box_4, chosen[t].points_52.flatten()]) for t in times])
+        for column in range(14):
+            rows[:, column] = np.interp(np.arange(frames), times, known[:, column].double().numpy())
+    filled = torch.from_numpy(rows).float()
+    return FaceTrack(filled[:, :4], filled[:, 4:].reshape(frames, 5, 2), seen_T)
+
+
+def _area(face: Face) -> float:
+    return (face.box_4[2:] - face.box_4[:2]).prod().item()
+
+
+def _overlap(face: Face, other: Face) -> Tensor:
+    """Intersection over union of their boxes."""
+    a, b = face.box_4, other.box_4
+    shared = (torch.minimum(a[2:], b[2:]) - torch.maximum(a[:2], b[:2])).clamp_min(0).prod()
+    return shared / ((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - shared).clamp_min(1e-6)
