@@ -1,0 +1,252 @@
+"""FaceSim, head motion and the comparison: by hand, and on real clips where they are."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from ipro_core.clips.video import read_frames
+from ipro_core.evaluation.compare import Comparison, PairResult, SceneVideos, VideoResult, compare_videos
+from ipro_core.evaluation.facesim import FaceSim, common, face_sim
+from ipro_core.evaluation.motion import head_motion, head_turn, motion_ratio
+from ipro_core.evaluation.statistics import paired_gain
+from ipro_core.faces.alignment import template
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared: real clips and networks")
+NAN = float("nan")
+
+
+def similarity_of(*cosines, given=1):
+    cosine_T = torch.tensor(cosines)
+    return FaceSim(cosine_T, ~cosine_T.isnan(), given, "toy")
+
+
+def test_a_missing_face_counts_zero_in_all_and_not_at_all_in_found():
+    video = similarity_of(1.0, 0.8, NAN, 0.4, NAN, 0.6, -0.2)
+    # Without frame 0: (0.8 + 0 + 0.4 + 0 + 0.6 − 0.2) / 6 and (0.8 + 0.4 + 0.6 − 0.2) / 4.
+    assert video.all == pytest.approx(1.6 / 6)
+    assert video.found == pytest.approx(1.6 / 4)
+    assert video.coverage == pytest.approx(4 / 6)
+    assert video.first == 1.0
+    assert video.drift_tail == pytest.approx((0.6 - 0.2) / 2)
+    assert video.worst_frame == 2, "no face is worse than a stranger's"
+    assert replace(video, given=0).all == pytest.approx(2.6 / 7)
+
+
+def test_skipping_missing_faces_reverses_the_truth_and_all_does_not():
+    # B is worse by 0.03 in every frame and loses the face in the hard ones.
+    a = similarity_of(0.8, 0.8, 0.8, 0.3, 0.3, given=0)
+    b = similarity_of(0.77, 0.77, 0.77, NAN, NAN, given=0)
+    assert b.found > a.found
+    assert b.all < a.all
+    assert common(a, b) == (pytest.approx(0.8), pytest.approx(0.77))
+
+
+def test_a_video_without_any_face_is_a_result():
+    video = similarity_of(NAN, NAN, NAN)
+    assert (video.all, video.coverage) == (0, 0)
+    assert torch.tensor(video.found).isnan()
+
+
+def head(turn_T, shift_T=0.0, size=60.0):
+    """Points of a head that turns (nose against eyes, in template pixels) and shifts (pixels)."""
+    turn_T, shift_T = torch.as_tensor(turn_T), torch.as_tensor(shift_T)
+    points = template(112).repeat(len(turn_T), 1, 1)
+    points[:, 2, 0] += turn_T
+    points *= size / 112
+    points[:, :, 0] += shift_T[..., None] if shift_T.ndim else shift_T
+    return points, torch.ones(len(points), dtype=torch.bool)
+
+
+def test_motion_of_a_swinging_head_is_known():
+    # Shift a·sin over whole periods: rms a/√2. The template's points lie 23.25 px from their centre (rms).
+    centred = template(112) - template(112).mean(dim=0)
+    radius = centred.square().sum(dim=1).mean().sqrt()
+    assert radius.item() == pytest.approx(23.25, abs=0.01)
+    shift = 30 * torch.sin(torch.arange(400) * 2 * torch.pi / 80).double()
+    motion = head_motion(*head(torch.zeros(400), shift, size=112))
+    assert motion == pytest.approx(30 / 2**0.5 / 23.25, rel=0.01)
+    # In pixels of a frame half as large it is the same motion.
+    assert head_motion(*head(torch.zeros(400), shift / 2, size=56)) == pytest.approx(motion)
+
+
+def test_flicker_and_single_jumps_are_no_motion():
+    generator = torch.Generator().manual_seed(0)
+    points, seen = head(torch.zeros(60), 20 * torch.sin(torch.arange(60) / 10).double())
+    moved = head_motion(points, seen)
+    shaken = points + torch.randn(points.shape, generator=generator, dtype=torch.float64)
+    assert head_motion(shaken, seen) == pytest.approx(moved, rel=0.02)
+    jumping = points.clone()
+    jumping[[10, 25, 40]] += 200
+    assert head_motion(jumping, seen) == pytest.approx(moved, rel=0.02)
+    path = (shaken[1:] - shaken[:-1]).norm(dim=-1).mean() / (points[1:] - points[:-1]).norm(dim=-1).mean()
+    assert path > 1.3, "the length of the path would count the flicker"
+
+
+def test_a_frozen_head_moves_nothing_and_a_travelling_frozen_face_turns_nothing():
+    still = head(torch.zeros(20))
+    assert head_motion(*still) == pytest.approx(0, abs=1e-9)
+    travelling = head(torch.zeros(20), torch.linspace(0, 50, 20).double())
+    assert head_motion(*travelling) > 0.5
+    assert head_turn(*travelling) == pytest.approx(0, abs=1e-9)
+    turning = head(torch.linspace(-8, 8, 20))
+    assert head_turn(*turning) > 0.1
+    tilted = torch.view_as_real(torch.view_as_complex(turning[0]) * torch.exp(torch.tensor(0.6j)))
+    assert head_turn(tilted, turning[1]) == pytest.approx(head_turn(*turning)), "tilting is no turn"
+
+
+def test_frames_without_the_face_do_not_count_as_stillness():
+    points, seen = head(torch.zeros(30), torch.linspace(0, 50, 30).double())
+    half, carried = seen.clone(), points.clone()
+    half[1::2] = False
+    carried[1::2] = 7.0
+    assert head_motion(carried, half) == head_motion(points[::2], seen[::2])
+    assert torch.tensor(head_motion(points[:2], seen[:2])).isnan()
+
+
+def test_the_motion_ratio_is_of_sums_over_the_pairs_that_can_be_measured():
+    assert motion_ratio([0.2, 0.4, NAN, 9], [0.3, 0.5, 7, NAN]) == pytest.approx(0.6 / 0.8)
+    assert torch.tensor(motion_ratio([NAN], [1])).isnan()
+    assert torch.tensor(motion_ratio([1.0], [0.0])).isnan()
+
+
+def comparison(base=0.5, tuned=0.6, real=0.8, judge=0.6, motion=0.3, tuned_seen=1.0):
+    """Four scenes with the same values; `judge` is the judge's view of the tuned videos."""
+
+    def video(value, judged, moved, seen=1.0):
+        cosines = torch.full((11,), value)
+        cosines[1 : 1 + round(10 * (1 - seen))] = NAN
+        facesim = FaceSim(cosines, ~cosines.isnan(), 1, "toy")
+        judged = FaceSim(torch.full((11,), judged), torch.ones(11, dtype=torch.bool), 1, "judge")
+        return VideoResult(facesim, judged, moved, 0.1, torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
+
+    pairs = tuple(
+        PairResult(
+            f"scene {k}",
+            "smiles",
+            k,
+            video(base, 0.5, 0.3),
+            video(tuned, judge, motion, tuned_seen),
+            None if real is None else video(real, 0.7, 0.3),
+            normalize(torch.eye(4)[k] + 0.5, dim=0),
+            (0, 10),
+        )
+        for k in range(4)
+    )
+    names = [pair.scene for pair in pairs]
+    gains = [
+        paired_gain([measure(p.base) for p in pairs], [measure(p.tuned) for p in pairs], names)
+        for measure in (lambda video: video.facesim.all, lambda video: video.judge.all)
+    ]
+    return Comparison(pairs, *gains, stranger_floor=0.1)
+
+
+def test_an_honest_gain_raises_no_flag():
+    result = comparison()
+    assert result.hack_flags == ()
+    figures = result.figures()
+    assert figures["facesim_base"] == pytest.approx(0.5)
+    assert figures["facesim_tuned"] == pytest.approx(0.6)
+    assert figures["gain"] == pytest.approx(0.1)
+    assert figures["gain"] == pytest.approx(figures["facesim_tuned"] - figures["facesim_base"])
+    assert figures["judge_gain_ci95"] == pytest.approx([0.1, 0.1])
+    assert figures["real_ceiling"] == pytest.approx(0.8)
+    assert figures["motion_ratio"] == pytest.approx(1)
+    assert figures["kl"] is None
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"tuned": 0.85, "judge": 0.85}, "above that of the real clips"),
+        ({"motion": 0.2}, "Head motion fell to 0.67"),
+        ({"motion": NAN}, "could not be measured"),
+        ({"judge": 0.54}, "pleases one network"),
+        ({"tuned": 0.7, "judge": 0.7, "tuned_seen": 0.9}, "found in 90% of the tuned frames"),
+    ],
+)
+def test_each_hack_raises_its_own_flag(change, words):
+    (flag,) = comparison(**change).hack_flags
+    assert words in flag
+
+
+def test_what_was_not_measured_is_none_in_the_figures():
+    figures = comparison(real=None).figures()
+    assert figures["real_ceiling"] is None
+    assert figures["coverage_real"] is None
+    assert comparison(real=None).hack_flags == ()
+
+
+@pytest.fixture(scope="module")
+def networks():
+    from ipro_core.faces.packs import load_face_models
+
+    packs = SHARED / "weights" / "insightface" / "models"
+    (detector, recognizer), (_, judge) = (load_face_models(packs / pack) for pack in ("antelopev2", "judge"))
+    return detector, recognizer, judge
+
+
+@pytest.fixture(scope="module")
+def clips():
+    names = ["i2v81_walk_lp_s18", "i2v81_dolly_lp_s20", "two_person_s18_left_s32_right"]
+    return [read_frames(SHARED / "media" / "derived" / f"{name}.mp4", 0, 13)[::4] for name in names]
+
+
+@needs_shared
+@pytest.mark.shared
+def test_facesim_knows_the_person_on_real_clips(networks, clips):
+    detector, recognizer, _ = networks
+    walker, other, two_people = clips
+    same = face_sim(walker, walker[0], detector, recognizer)
+    assert same.coverage == 1
+    assert same.first == pytest.approx(1, abs=1e-5)
+    assert same.found > 0.85
+    stranger = face_sim(walker, other[0], detector, recognizer)
+    assert stranger.found < 0.25  # different people: at most 0.23 in 174 pairs
+    # Two people, one of them the walker: the subject is the one of the reference, on whatever side.
+    assert face_sim(two_people, walker[0], detector, recognizer, given=0).found > 0.8
+
+
+@needs_shared
+@pytest.mark.shared
+def test_a_lost_face_lowers_all_and_a_reference_without_one_is_refused(networks, clips):
+    detector, recognizer, _ = networks
+    walker = clips[0]
+    half = walker.clone()
+    half[2:] = 0.5
+    lost = face_sim(half, walker[0], detector, recognizer, given=0)
+    assert lost.coverage == 0.5
+    assert lost.all == pytest.approx(lost.found / 2)
+    nothing = face_sim(half[2:], walker[0], detector, recognizer, given=0)
+    assert (nothing.coverage, nothing.all) == (0, 0)
+    with pytest.raises(ValueError, match="shows no face"):
+        face_sim(walker, half[2], detector, recognizer)
+
+
+@needs_shared
+@pytest.mark.shared
+def test_a_comparison_on_real_clips_sees_that_blur_costs_likeness(networks, clips):
+    detector, recognizer, judge = networks
+
+    def blurred(frames):
+        small = torch.nn.functional.interpolate(frames, scale_factor=0.15, mode="area")
+        return torch.nn.functional.interpolate(small, size=frames.shape[2:], mode="bilinear")
+
+    scenes = [
+        SceneVideos(name, "walks", 0, frames[0], blurred(frames), frames, frames)
+        for name, frames in zip(["walk", "dolly"], clips, strict=False)
+    ]
+    result = compare_videos(iter(scenes), detector, recognizer, judge)
+    figures = result.figures()
+    assert figures["gain"] > 0.2
+    assert figures["judge_gain"] > 0.1
+    assert figures["facesim_tuned"] == pytest.approx(figures["real_ceiling"])
+    assert abs(figures["stranger_floor"]) < 0.25
+    assert 0.7 < figures["motion_ratio"] < 1.4
+    assert result.hack_flags == ()
+    assert result.pairs[0].tuned.strip_SCHW.dtype == torch.uint8
+    with pytest.raises(ValueError, match=r"Scene wall: .* no face"):
+        compare_videos([replace(scenes[0], scene="wall", reference_CHW=torch.zeros(3, 64, 64))], *networks)
