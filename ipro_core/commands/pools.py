@@ -1,0 +1,87 @@
+"""`ipro pool` and `ipro score`: the faces of real clips, and videos held against them."""
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..clips.video import read_frames
+from ..faces.packs import find_pack, load_face_models
+from ..faces.pool import build_pool, inspect_pool, merge_pools
+from ..faces.tracks import person_faces
+from ..rewards.base import reward_catalogue
+from ..types import FacePool, GeneratedVideo
+from .flags import pack_of, pack_roots, progress
+
+
+def pool(options: argparse.Namespace) -> dict[str, Any]:
+    """Collect the faces of one person's clips into a face pool (Section 4.2)."""
+    detector, recognizer = load_face_models(find_pack(options.faces, pack_roots()))
+    pools = []
+    for video in progress(options.videos, "clips"):
+        frames_TCHW = read_frames(video, fps=options.fps or None, max_side=options.max_side)
+        pools.append(
+            build_pool(frames_TCHW, detector, recognizer, source=video.name, min_face=options.min_face)
+        )
+    whole = merge_pools(pools) if len(pools) > 1 else pools[0]
+    whole.save(options.out)
+    facts = inspect_pool(whole)
+    print(
+        f"{options.out}: {facts.faces} faces in {facts.frames} frames, coverage {facts.coverage:.0%}, "
+        f"self-similarity {facts.self_similarity:.3f}, ceiling {facts.ceiling:.3f}"
+    )
+    return {"pool": str(options.out), **asdict(facts)}
+
+
+def pool_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("videos", nargs="+", type=Path, metavar="video", help="Clips of one person.")
+    parser.add_argument("--out", "-o", type=Path, default=Path("pool.safetensors"), help="The file to write.")
+    parser.add_argument("--min-face", type=float, default=24, help="Smallest face to keep, in pixels.")
+    _add_reading(parser, faces="antelopev2")
+
+
+def score(options: argparse.Namespace) -> dict[str, Any]:
+    """Score a video's faces against a face pool (Eq. 5 and 6)."""
+    reference = FacePool.load(options.pool)
+    folder = find_pack(options.faces, pack_roots()) if options.faces else pack_of(reference)
+    detector, recognizer = load_face_models(folder)
+    if recognizer.name != reference.recognizer:
+        raise ValueError(
+            f"The pool was built with {reference.recognizer}, but the face pack holds {recognizer.name}: "
+            "give the pack that built the pool with --faces."
+        )
+    frames_TCHW = read_frames(options.video, fps=options.fps or None, max_side=options.max_side)
+    with torch.no_grad():
+        person = person_faces(frames_TCHW, detector, recognizer, pool=reference)
+        result = reward_catalogue()[options.reward]()(GeneratedVideo((person,)))
+    value, coverage = result.value.item(), person.seen_T.float().mean().item()
+    print(f"{options.video}: {value:.3f} of {reference.ceiling:.3f}, face in {coverage:.0%} of the frames")
+    return {
+        "score": value,
+        "ceiling": reference.ceiling,
+        "coverage": coverage,
+        "frames": len(frames_TCHW),
+        "per_frame": [None if value != value else value for value in result.per_frame_T.tolist()],
+        "recognizer": recognizer.name,
+    }
+
+
+def score_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("video", type=Path)
+    parser.add_argument("--pool", type=Path, required=True, help="A file that `ipro pool` wrote.")
+    parser.add_argument(
+        "--reward", choices=["face-pool", "aligned"], default="face-pool", help="How to score."
+    )
+    _add_reading(parser, faces=None)
+
+
+def _add_reading(parser: argparse.ArgumentParser, faces: str | None) -> None:
+    meant = faces or "the pack that built the pool"
+    where = f"A face pack: its folder, or its name under a models/insightface; default: {meant}."
+    parser.add_argument("--faces", default=faces, help=where)
+    parser.add_argument("--fps", type=float, default=0, help="Frames per second to look at; 0: every frame.")
+    parser.add_argument(
+        "--max-side", type=int, default=1920, help="Shrink larger frames to this many pixels."
+    )
