@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..faces.detector import Detector
 from ..faces.recognizer import Recognizer
-from ..faces.tracks import person_faces
+from ..faces.tracks import Choose, person_faces
 from ..models.base import VideoCodec, VideoModel
 from ..rewards.base import Reward
 from ..sampling.anchor import AnchorWeighting, anchor_weight
@@ -39,6 +39,8 @@ class TrainingSample:
 
 @dataclass(frozen=True)
 class IproSettings:
+    """What is optimised; the defaults are the paper's, or the authors' where the paper is silent."""
+
     steps: int = knob(8, "Sampling steps.", min=1)
     shift: float = knob(5.0, "Shift of the noise schedule.", min=0.01)
     grad_steps: int = knob(4, "K: steps, counted from the end, that carry gradients (Eq. 4).", min=1)
@@ -50,10 +52,12 @@ class IproSettings:
     kl_through: KLThrough = knob(
         "detached", "The anchor's gradient through x_t: 'detached' none, 'exact', 'biased' the authors' code."
     )
+    choose: Choose = knob(
+        "tracked",
+        "Whose face counts: 'tracked' the subject's, 'largest' each frame's largest, the authors' code.",
+    )
     landmark_jitter: float = knob(
-        0.0,
-        "Random shift of the five points, in pixels of the 112 px crop, so that no crop can be learnt.",
-        min=0,
+        0.0, "Noise on the five points, in pixels of the crop, so that no exact crop can be fitted.", min=0
     )
     pool_first_frame: bool = knob(True, "Whether the pool's faces of frame 0, the input image, count.")
     noise_seed: int = knob(
@@ -146,6 +150,7 @@ class IproObjective:
             self.recognizer,
             pool=pool,
             reference_D=sample.reference_D,
+            choose=self.settings.choose,
             jitter=self.settings.landmark_jitter,
             generator=draw.generator,
         )

@@ -56,6 +56,7 @@ AUTHORS_CODE = Preset(
         kl_weight=1.0,  # module:93
         kl_weighting="sigma",  # module:69-79
         kl_through="biased",  # module:69-79, v_ref without gradient at an x_t that has one
+        choose="largest",  # tools:280-281, 338-361
         pool_first_frame=False,  # tools:447-456
         noise_seed=24,  # module:42
     ),

@@ -1,0 +1,217 @@
+"""The IPRO objective on toys: shares add up, lost faces count, the reward rises and the anchor holds."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from toys import ToyCodec, ToyModel
+
+from ipro_core.faces.alignment import TEMPLATE_52
+from ipro_core.rewards.face_pool import FacePoolReward
+from ipro_core.runs import Run
+from ipro_core.training.ipro import (
+    IproObjective,
+    IproSettings,
+    TrainingSample,
+    microbatches,
+    stack_conditions,
+    without_first_frame,
+)
+from ipro_core.training.loop import Draw, LoopSettings, draw_batch, train
+from ipro_core.training.presets import PRESETS
+from ipro_core.types import Face, FacePool, check_knobs
+
+SIDE = 12
+SETTINGS = IproSettings(grad_steps=2, steps=4, reward_weight=1.0, choose="largest")
+LOOP = LoopSettings(updates=25, batch_size=4, learning_rate=0.02)
+
+
+class ToyDetector:
+    """Finds the same face in every frame it is told to see."""
+
+    def __init__(self, sees=lambda t: True):
+        self.sees = sees
+
+    def detect(self, frames_TCHW: Tensor, threshold: float = 0.5) -> list[list[Face]]:
+        face = Face(torch.tensor([0.0, 0, SIDE, SIDE]), torch.tensor(TEMPLATE_52) * SIDE / 112, 0.9)
+        return [[face] if self.sees(t) else [] for t in range(len(frames_TCHW))]
+
+
+class ToyRecognizer:
+    """A random linear map of the crop, to unit length."""
+
+    name, size, dim = "toy", 16, 6
+
+    def __init__(self):
+        self.map = torch.randn(3 * self.size**2, self.dim, generator=torch.Generator().manual_seed(3))
+
+    def embed(self, crops_T3HW: Tensor) -> Tensor:
+        return F.normalize((crops_T3HW - 0.5).flatten(1) @ self.map, dim=1)
+
+
+def pool_of(seed: int, faces: int = 3) -> FacePool:
+    embeddings = torch.randn(faces, 6, generator=torch.Generator().manual_seed(seed))
+    return FacePool(
+        F.normalize(embeddings, dim=1),
+        torch.arange(faces),
+        torch.ones(faces, dtype=torch.bool),
+        torch.zeros(faces, 4),
+        "toy",
+    )
+
+
+def sample(seed: int, frames: int = 3) -> TrainingSample:
+    condition = 0.1 * torch.randn(1, 4, 1, 1, 1, generator=torch.Generator().manual_seed(seed))
+    return TrainingSample(f"clip {seed}", condition, (4, frames, SIDE, SIDE), pool_of(seed))
+
+
+def objective(settings=SETTINGS, sees=lambda t: True, **reward) -> IproObjective:
+    model, codec = ToyModel(dtype=torch.float32, spread=0.1), ToyCodec(dtype=torch.float32)
+    faces: Any = (ToyDetector(sees), ToyRecognizer())
+    return IproObjective(model, codec, *faces, FacePoolReward(**reward), settings)
+
+
+def gradient_and_metrics(of: IproObjective, samples: list[TrainingSample]) -> tuple[Tensor, dict[str, float]]:
+    metrics: dict[str, float] = {}
+    for part in of.gradients(draw_batch(samples, replace(LOOP, batch_size=len(samples)), 0)):
+        metrics |= {name: metrics.get(name, 0.0) + value for name, value in part.items()}
+    gradients = [p.grad for p in of.model.adapter_parameters().values()]
+    return torch.cat([gradient.flatten() for gradient in gradients if gradient is not None]), metrics
+
+
+@pytest.mark.parametrize("microbatch", [1, 2, 4])
+def test_microbatches_of_any_size_and_mixed_shapes_add_up_to_the_same_mean(microbatch):
+    samples = [sample(0), sample(1, frames=2), sample(2), sample(3), sample(4)]
+    jittered = replace(SETTINGS, landmark_jitter=1.0)
+    one_by_one = [objective(jittered) for _ in samples]
+    draws = draw_batch(samples, replace(LOOP, batch_size=5), 0)
+    alone = [next(one.gradients([draw])) for one, draw in zip(one_by_one, draws, strict=True)]
+    singles = [
+        torch.cat([p.grad.flatten() for p in one.model.adapter_parameters().values() if p.grad is not None])
+        for one in one_by_one
+    ]
+    gradient, metrics = gradient_and_metrics(objective(replace(jittered, microbatch=microbatch)), samples)
+    torch.testing.assert_close(gradient, torch.stack(singles).mean(dim=0), rtol=1e-4, atol=1e-7)
+    for name, value in metrics.items():
+        assert value == pytest.approx(sum(one[name] for one in alone) / 5, rel=1e-4, abs=1e-7), name
+
+
+def test_a_microbatch_holds_one_shape_and_no_more_than_asked():
+    samples = [sample(0), sample(1, frames=2), sample(2), sample(3), sample(4, frames=2)]
+    draws = [Draw(one, torch.Generator()) for one in samples]
+    parts = [[draw.sample.name for draw in part] for part in microbatches(draws, 2)]
+    assert parts == [["clip 0", "clip 2"], ["clip 3"], ["clip 1", "clip 4"]]
+
+
+def test_tuning_raises_the_reward_and_the_anchor_holds_it_back():
+    def tuned(kl_weight: float) -> list[dict[str, float]]:
+        # One clip and one noise, because the toy's 16 weights cannot please several.
+        of = objective(replace(SETTINGS, kl_weight=kl_weight, noise_seed=24))
+        return [record.metrics for record in train(of.model, of, [sample(0)], replace(LOOP, batch_size=1))]
+
+    free, held = tuned(0.0), tuned(30.0)
+    assert free[-1]["reward"] > free[0]["reward"] + 0.1
+    assert held[-1]["kl"] < 0.5 * free[-1]["kl"]
+    assert all(metrics["coverage"] == 1 and metrics["faceless"] == 0 for metrics in free)
+
+
+def test_nothing_moves_without_a_reward_where_the_model_is_still_the_frozen_one():
+    of = objective(replace(SETTINGS, reward_weight=0.0))
+    of.model.adapter_parameters()["up"].data.zero_()
+    gradient, metrics = gradient_and_metrics(of, [sample(0)])
+    assert metrics["kl"] == 0 and gradient.abs().max() == 0
+
+
+def test_a_video_without_a_face_is_counted_and_said_once_and_never_moves_the_model(caplog):
+    of = objective(replace(SETTINGS, kl_weight=0.0), sees=lambda t: False)
+    gradient, metrics = gradient_and_metrics(of, [sample(0), sample(1)])
+    assert gradient.abs().max() == 0
+    wanted = {"reward": 0, "score": 0, "coverage": 0, "faceless": 1}
+    assert {name: metrics[name] for name in wanted} == wanted
+    gradient_and_metrics(of, [sample(0)])
+    assert caplog.text.count("shows no face") == 1
+
+
+def test_lost_frames_lower_the_coverage_and_the_reward_but_not_the_score():
+    # Two of three frames seen: coverage 2/3. "count" gives the lost frame at most 0, so reward <= 2/3 score.
+    of = objective(sees=lambda t: t != 1)
+    _, metrics = gradient_and_metrics(of, [sample(1)])
+    assert metrics["coverage"] == pytest.approx(2 / 3) and metrics["faceless"] == 0
+    assert metrics["reward"] <= 2 / 3 * metrics["score"] + 1e-6
+    _, skipped = gradient_and_metrics(objective(sees=lambda t: t != 1, missing="skip"), [sample(1)])
+    assert skipped["reward"] == pytest.approx(skipped["score"])
+
+
+def test_noise_is_each_draws_own_or_one_for_all():
+    draws = draw_batch([sample(0)], replace(LOOP, batch_size=2), 0)
+    first, second = (objective().noise(draw) for draw in draws)
+    assert first.shape == (4, 3, SIDE, SIDE) and not torch.equal(first, second)
+    fixed = objective(replace(SETTINGS, noise_seed=24))
+    expected = torch.randn(4, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(24))
+    assert all(torch.equal(fixed.noise(draw), expected) for draw in draws)
+
+
+def test_the_pool_without_the_input_image_is_a_knob():
+    pool = replace(pool_of(0), frames_P=torch.tensor([0, 2, 0]))
+    assert torch.equal(without_first_frame(pool).embeddings_PD, pool.embeddings_PD[1:2])
+    one = replace(sample(0), pool=pool)
+    other = replace(sample(0), pool=without_first_frame(pool))
+    draw = lambda of: draw_batch([of], replace(LOOP, batch_size=1), 0)  # noqa: E731
+    without = next(objective(replace(SETTINGS, pool_first_frame=False)).gradients(draw(one)))
+    assert without["reward"] == pytest.approx(next(objective().gradients(draw(other)))["reward"])
+    assert without["reward"] != pytest.approx(next(objective().gradients(draw(one)))["reward"])
+
+
+@dataclass(frozen=True)
+class Condition:
+    text: Tensor
+    image: Tensor | None = None
+
+
+def test_conditions_join_along_the_batch():
+    one, two = Condition(torch.zeros(1, 5)), Condition(torch.ones(1, 5))
+    assert torch.equal(stack_conditions([one, two]).text, torch.tensor([[0.0], [1.0]]).expand(2, 5))
+    assert stack_conditions([one, two]).image is None
+    assert stack_conditions([one]) is one and stack_conditions([None, None]) is None
+    assert stack_conditions([torch.zeros(1, 2), torch.ones(1, 2)]).shape == (2, 2)
+
+
+def test_a_resumed_tuning_ends_in_the_same_bytes(tmp_path: Path):
+    loop = replace(LOOP, updates=5, checkpoint_every=2)
+    jittered = replace(SETTINGS, landmark_jitter=1.0, microbatch=3)
+    for name, stops in (("unbroken", [5]), ("broken", [3, 5])):
+        for stop in stops:
+            of = objective(jittered)
+            with (
+                Run.open(tmp_path / name)
+                if stop == 5 and len(stops) > 1
+                else Run.create(tmp_path / name, {}) as run
+            ):
+                records = train(of.model, of, [sample(0), sample(1), sample(2)], loop, run)
+                assert next(record for record in records if record.step == stop)
+                records.close()
+    for file in ("metrics.jsonl", "state/step-00000005.safetensors"):
+        assert (tmp_path / "broken" / file).read_bytes() == (tmp_path / "unbroken" / file).read_bytes()
+
+
+def test_presets_keep_their_limits_and_the_papers_numbers():
+    for preset in PRESETS.values():
+        check_knobs(preset.loop)
+        check_knobs(preset.ipro)
+    paper, code = PRESETS["paper"], PRESETS["authors-code"]
+    assert (paper.loop.learning_rate, paper.loop.batch_size, paper.loop.updates) == (2e-5, 64, 100)  # 5.1
+    assert (paper.ipro.steps, paper.ipro.grad_steps) == (8, 4)  # 5.1
+    assert (paper.ipro.reward_weight, paper.ipro.kl_weight) == (0.1, 1.0)  # 5.1
+    assert code.ipro.reward_weight == 0.625  # 0.1 / 0.16
+
+
+def test_every_knob_can_become_a_flag():
+    for settings in (LoopSettings, IproSettings):
+        assert get_type_hints(settings).keys() == settings.__dataclass_fields__.keys()
+        assert all(
+            "%" not in declared.metadata["help"] for declared in settings.__dataclass_fields__.values()
+        )
