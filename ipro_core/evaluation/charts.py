@@ -144,8 +144,8 @@ def _ticks(values: Sequence[float]) -> list[float]:
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     if high - low < 1e-9 * max(1.0, abs(low)):
         low, high = low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
-    power = 10 ** math.floor(math.log10((high - low) / 4))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor * 4 >= (high - low))
+    power = 10 ** math.floor(math.log10((high - low) / 6))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor * 6 >= (high - low))
     start, stop = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [step * k for k in range(start, stop + 1)]
 

@@ -53,6 +53,7 @@ class VideoResult:
     facesim: FaceSim
     judge: FaceSim | None
     motion: float
+    """`head_motion`, of base and tuned over the frames in which both show the face."""
     turn: float
     strip_SCHW: Tensor
     """uint8 pictures of the head at the pair's `strip_frames`."""
@@ -231,19 +232,22 @@ def _measure(
         which: similarity(taken, tracks[which], reference_D, recognizer, given=given)
         for which, taken in frames.items()
     }
+    assert len(videos.base_TCHW) == len(videos.tuned_TCHW), "two videos of one length"
+    # Motion where both show the face: a model that loses it in the liveliest frames would seem to hold still.
+    both_T = tracks["base"].seen_T & tracks["tuned"].seen_T
     shown = _strip_frames(min(map(len, frames.values())), facesims["tuned"])
 
     def result(which: str) -> VideoResult:
         taken, track = frames[which], tracks[which]
-        window = _window(tracks, frames, which)
+        moving_T = track.seen_T if which == "real" else both_T
         return VideoResult(
             facesim=facesims[which],
             judge=None
             if judge is None or judge_D is None
             else similarity(taken, track, judge_D, judge, given=given),
-            motion=head_motion(track.points_T52, track.seen_T),
-            turn=head_turn(track.points_T52, track.seen_T),
-            strip_SCHW=thumbnails(taken[list(shown)], window),
+            motion=head_motion(track.points_T52, moving_T),
+            turn=head_turn(track.points_T52, moving_T),
+            strip_SCHW=thumbnails(taken[list(shown)], _window(tracks, frames, which)),
         )
 
     return PairResult(
