@@ -18,11 +18,11 @@ from .faces.recognizer import Recognizer
 from .models.base import VideoCodec
 from .models.wan import WanCondition, WanVideoModel, image_condition, load_video_model
 from .sampling.rollout import sample
+from .tinyworld import CODEC, FACE_PACK, JUDGE, VIDEO_MODEL
 from .tinyworld.codec import LinearCodec
 from .tinyworld.scenes import embed_prompt, tiny_scenes
 from .training.ipro import TrainingSample
 
-TINY_WEIGHTS = Path(__file__).parent / "tinyworld" / "weights"
 TINY_SIDE, TINY_FRAMES, TINY_FPS = 48, 9, 8.0
 
 
@@ -109,13 +109,13 @@ def open_studio(
     model: Path | str | None = None, faces: Path | str | None = None, judge: Path | str | None = None
 ) -> Studio:
     """Open the embedded world's networks, any of them replaced by a file or folder of the user's."""
-    detector, recognizer = load_face_models(faces or TINY_WEIGHTS / "faces")
+    detector, recognizer = load_face_models(faces or FACE_PACK)
     return Studio(
-        model=load_video_model(model or TINY_WEIGHTS / "video.safetensors", dtype=torch.float32),
-        codec=LinearCodec.load(TINY_WEIGHTS / "codec.safetensors"),
+        model=load_video_model(model or VIDEO_MODEL, dtype=torch.float32),
+        codec=LinearCodec.load(CODEC),
         detector=detector,
         recognizer=recognizer,
-        judge=load_recognizer(judge or TINY_WEIGHTS / "judge"),
+        judge=load_recognizer(judge or JUDGE),
         embed_prompt=embed_prompt,
     )
 

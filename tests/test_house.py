@@ -95,9 +95,8 @@ def test_every_module_opens_with_a_sentence_and_stays_readable(source):
 
 def test_the_core_never_unpickles_and_never_prints():
     for source in SOURCES:
-        if source.name in ("__main__.py", "train_models.py"):
-            continue
+        speaks = room_of(source) in ("__main__", "commands") or source.name == "train_models.py"
         calls = [node.func for node in ast.walk(ast.parse(source.read_text())) if isinstance(node, ast.Call)]
-        assert not any(isinstance(call, ast.Name) and call.id == "print" for call in calls), source
-        loads = [ast.unparse(call) for call in calls]
-        assert "torch.load" not in loads, source
+        called = {ast.unparse(call) for call in calls}
+        assert "torch.load" not in called, source
+        assert speaks or "print" not in called, source

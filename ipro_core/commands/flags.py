@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -35,9 +35,8 @@ def add_knobs(parser: argparse.ArgumentParser, settings: type) -> None:
             group.add_argument(flag, type=kind, metavar=kind.__name__.upper(), **about)
 
 
-def given_knobs(options: argparse.Namespace, settings: type) -> Mapping[str, Any]:
-    """The knobs of a settings class that were given as flags."""
-    names = {declared.name for declared in fields(settings)}
+def given_knobs(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Those of the named options that were given as flags."""
     return {name: value for name, value in vars(options).items() if name in names}
 
 

@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, fields, replace
+from dataclasses import fields
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ..evaluation.report import write_report
 from ..files import write_atomically
 from ..models.lora import export_lora, import_lora
 from ..rewards.base import reward_catalogue
+from ..rewards.face_pool import FacePoolReward
 from ..runs import Run, latest_state, read_config, read_metrics
 from ..sampling.flow import shifted_sigmas
 from ..studio import (
@@ -39,6 +40,9 @@ from ..training.presets import PRESETS, Preset
 from .flags import add_knobs, given_knobs, progress
 
 LORA = "ipro.safetensors"
+SCENES = 128
+KNOB_GROUPS = (LoopSettings, IproSettings, FacePoolReward)
+KNOBS = [knob.name for group in KNOB_GROUPS for knob in fields(group)]
 
 
 def train(options: argparse.Namespace) -> dict[str, Any]:
@@ -61,34 +65,25 @@ def train_arguments(parser: argparse.ArgumentParser) -> None:
 def _tune(options: argparse.Namespace) -> Studio:
     """Begin or continue the run in options.run; returns the studio with the tuned model."""
     begun = read_config(options.run) if options.resume and (options.run / "config.json").exists() else {}
-    plan = _plan(options, begun)
-    model, clips = (
-        options.model or begun.get("model"),
-        [str(clip) for clip in options.clips] or begun.get("clips", []),
-    )
-    studio = open_studio(model, begun.get("faces") or options.faces)
-    studio.model.new_adapter(plan.rank, seed=plan.loop.seed)
-    reward = next(name for name, kind in reward_catalogue().items() if isinstance(plan.reward, kind))
-    config = {
-        "model": model and str(model),
-        "model_sha256": studio.model.base_sha256,
-        "faces": options.faces and str(options.faces),
-        "clips": clips,
-        "scenes": begun.get("scenes", options.scenes),
-        "rank": plan.rank,
-        "reward": {"name": reward, **asdict(plan.reward)},
-        "loop": asdict(plan.loop),
-        "ipro": asdict(plan.ipro),
+    plan = Preset.from_config(begun) if begun else PRESETS[options.preset]
+    plan = plan.changed(**given_knobs(options, "reward", "rank", *KNOBS))
+    asked = {
+        "model": str(options.model) if options.model else begun.get("model"),
+        "faces": str(options.faces) if options.faces else begun.get("faces"),
+        "clips": [str(clip) for clip in options.clips] or begun.get("clips", []),
+        "scenes": options.scenes or begun.get("scenes", SCENES),
     }
-    with (
-        Run.open(options.run, config, may_differ=MAY_DIFFER)
-        if begun
-        else Run.create(options.run, config) as run
-    ):
-        if clips:
-            scenes = list(clip_scenes([Path(clip) for clip in clips]))
+    studio = open_studio(asked["model"], asked["faces"])
+    studio.model.new_adapter(plan.rank, seed=plan.loop.seed)
+    config = {**asked, "model_sha256": studio.model.base_sha256, **plan.config()}
+    opened = (
+        Run.open(options.run, config, may_differ=MAY_DIFFER) if begun else Run.create(options.run, config)
+    )
+    with opened as run:
+        if asked["clips"]:
+            scenes = list(clip_scenes([Path(clip) for clip in asked["clips"]]))
         else:
-            scenes = [s for s in tiny_world_scenes("tuning", config["scenes"]) if studio.shows_face(s)]
+            scenes = [s for s in tiny_world_scenes("tuning", asked["scenes"]) if studio.shows_face(s)]
         samples = [studio.training_sample(scene) for scene in progress(scenes, "face pools")]
         objective = IproObjective(
             studio.model, studio.codec, studio.detector, studio.recognizer, plan.reward, plan.ipro
@@ -101,38 +96,18 @@ def _tune(options: argparse.Namespace) -> Studio:
     return studio
 
 
-def _plan(options: argparse.Namespace, begun: Mapping[str, Any]) -> Preset:
-    """The preset, or what the run was begun with, changed by the flags."""
-    if begun:
-        reward = dict(begun["reward"])
-        plan = Preset(
-            LoopSettings(**begun["loop"]),
-            IproSettings(**begun["ipro"]),
-            reward_catalogue()[reward.pop("name")](**reward),
-            begun["rank"],
-        )
-    else:
-        plan = PRESETS[options.preset]
-    kind = reward_catalogue()[options.reward] if options.reward else type(plan.reward)
-    kept = {field.name: getattr(plan.reward, field.name) for field in fields(plan.reward)}
-    return Preset(
-        replace(plan.loop, **given_knobs(options, LoopSettings)),
-        replace(plan.ipro, **given_knobs(options, IproSettings)),
-        kind(**kept | given_knobs(options, kind)),
-        options.rank or plan.rank,
-    )
-
-
 def _add_tuning(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", choices=list(PRESETS), default="tiny", help="Where settings come from.")
-    parser.add_argument("--scenes", type=int, default=128, help="Scenes of the embedded world to tune on.")
-    parser.add_argument("--rank", type=int, help="Rank of the LoRA.")
+    parser.add_argument(
+        "--scenes", type=int, help=f"Scenes of the embedded world to tune on; default: {SCENES}."
+    )
+    parser.add_argument("--rank", type=int, default=argparse.SUPPRESS, help="Rank of the LoRA.")
     parser.add_argument("--model", type=Path, help="A Wan network that fits the embedded codec.")
     parser.add_argument("--faces", type=Path, help="A face pack's folder; default: the embedded world's.")
-    parser.add_argument("--reward", choices=list(reward_catalogue()), help="What is rewarded.")
-    for settings in (LoopSettings, IproSettings):
+    names = list(reward_catalogue())
+    parser.add_argument("--reward", choices=names, default=argparse.SUPPRESS, help="What is rewarded.")
+    for settings in KNOB_GROUPS:
         add_knobs(parser, settings)
-    add_knobs(parser, reward_catalogue()["face-pool"])
 
 
 def sample(options: argparse.Namespace) -> dict[str, Any]:

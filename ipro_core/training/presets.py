@@ -4,9 +4,11 @@
 `module` modules/wan_module.py, `tools` face_tools.py.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
-from ..rewards.base import Reward
+from ..rewards.base import Reward, reward_catalogue
 from ..rewards.face_pool import FacePoolReward
 from .ipro import IproSettings
 from .loop import LoopSettings
@@ -19,6 +21,42 @@ class Preset:
     reward: Reward
     rank: int
     """Of the LoRA; alpha is the same."""
+
+    def changed(self, **settings: Any) -> "Preset":
+        """With some knobs set anew, by their names alone; `reward` takes a name of the catalogue.
+
+        Raises:
+            ValueError: there is no such reward or knob.
+        """
+        reward: Any = self.reward
+        if name := settings.pop("reward", None):
+            if name not in reward_catalogue():
+                raise ValueError(f"There is no reward {name}: choose {', '.join(reward_catalogue())}.")
+            kept = {key: value for key, value in asdict(reward).items()}
+            reward = reward_catalogue()[name](**kept)
+        loop, ipro, reward = (
+            replace(part, **{f.name: settings.pop(f.name) for f in fields(part) if f.name in settings})
+            for part in (self.loop, self.ipro, reward)
+        )
+        rank = settings.pop("rank", self.rank)
+        if settings:
+            raise ValueError(f"There is no setting {', '.join(settings)}: `ipro train --help` lists them.")
+        return Preset(loop, ipro, reward, rank)
+
+    def config(self) -> dict[str, Any]:
+        """As config.json keeps it."""
+        reward: Any = self.reward
+        name = next(name for name, kind in reward_catalogue().items() if isinstance(reward, kind))
+        parts = {"loop": asdict(self.loop), "ipro": asdict(self.ipro)}
+        return {"rank": self.rank, "reward": {"name": name, **asdict(reward)}, **parts}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "Preset":
+        """What `config` wrote."""
+        reward = dict(config["reward"])
+        kind = reward_catalogue()[reward.pop("name")]
+        loop, ipro = LoopSettings(**config["loop"]), IproSettings(**config["ipro"])
+        return cls(loop, ipro, kind(**reward), config["rank"])
 
 
 PAPER = Preset(

@@ -1,0 +1,179 @@
+"""The command line: what it prints, what it refuses in one sentence, and a run that survives being killed."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from ipro_core import files
+from ipro_core.__main__ import main
+from ipro_core.clips.video import write_video
+from ipro_core.models.lora import export_lora
+from ipro_core.runs import Run
+from ipro_core.studio import TINY_FPS, open_studio, tiny_world_scenes
+from ipro_core.tinyworld import FACE_PACK
+from ipro_core.types import FacePool
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = ["--scenes", "3", "--batch-size", "2", "--microbatch", "2", "--checkpoint-every", "1"]
+
+
+@pytest.fixture
+def clip(tmp_path):
+    """A real clip of the embedded world, as a file."""
+    path = tmp_path / "clip.mp4"
+    write_video(path, tiny_world_scenes("checks", 1)[0].frames_TCHW, TINY_FPS)
+    return path
+
+
+def answer(capsys) -> dict:
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def refused(capsys, *arguments) -> str:
+    """The one sentence on stderr of a command that must fail."""
+    assert main([str(argument) for argument in arguments]) == 2
+    lines = [line for line in capsys.readouterr().err.split("\r")[-1].splitlines() if line.strip()]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_pool_and_score_report_as_json(tmp_path, clip, capsys):
+    pool = tmp_path / "pool.safetensors"
+    assert (
+        main(["pool", str(clip), "--faces", str(FACE_PACK), "-o", str(pool), "--min-face", "8", "--json"])
+        == 0
+    )
+    built = answer(capsys)
+    assert built["frames"] == 9
+    assert built["faces"] == len(FacePool.load(pool).embeddings_PD)
+    assert main(["score", str(clip), "--pool", str(pool), "--faces", str(FACE_PACK), "--json"]) == 0
+    scored = answer(capsys)
+    # A clip against its own pool: the mean of all cosines, the diagonal's ones included, is ceiling².
+    assert scored["score"] == pytest.approx(built["ceiling"] ** 2, abs=1e-4)
+    assert len(scored["per_frame"]) == 9
+
+
+def test_a_missing_and_an_unreadable_video_are_refused(tmp_path, capsys):
+    assert "nowhere.mp4" in refused(capsys, "pool", tmp_path / "nowhere.mp4", "--faces", FACE_PACK)
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video at all" * 100)
+    assert "broken.mp4" in refused(capsys, "pool", broken, "--faces", FACE_PACK)
+
+
+def test_a_video_without_a_face_is_refused(tmp_path, capsys):
+    grey = tmp_path / "grey.mp4"
+    write_video(grey, torch.full((5, 3, 48, 48), 0.5), 8)
+    assert "shows a face" in refused(capsys, "pool", grey, "--faces", FACE_PACK)
+
+
+def test_a_face_pack_with_a_missing_file_is_refused(tmp_path, clip, capsys):
+    (tmp_path / "pack").mkdir()
+    (tmp_path / "pack" / "det_tiny.onnx").write_bytes((FACE_PACK / "det_tiny.onnx").read_bytes())
+    assert "no recogniser" in refused(capsys, "pool", clip, "--faces", tmp_path / "pack")
+
+
+def test_a_lora_of_another_model_is_refused(tmp_path, clip, capsys):
+    studio = open_studio()
+    studio.model.new_adapter(rank=2)
+    path = tmp_path / "other.safetensors"
+    export_lora(studio.model, path)
+    from safetensors.torch import load_file, save_file
+
+    renamed = {key.replace("blocks.0.", "blocks.39."): tensor for key, tensor in load_file(path).items()}
+    save_file(renamed, path)
+    assert "another model" in refused(capsys, "evaluate", "--lora", path)
+
+
+def test_a_run_that_another_process_writes_is_refused(tmp_path, capsys):
+    with Run.create(tmp_path / "run", {}):
+        assert "another process" in refused(capsys, "train", "--run", tmp_path / "run", "--resume", *SMALL)
+
+
+def test_a_run_is_never_begun_over_another(tmp_path, capsys):
+    Run.create(tmp_path / "run", {}).close()
+    assert "--resume" in refused(capsys, "train", "--run", tmp_path / "run", *SMALL)
+
+
+def test_a_full_disk_is_one_sentence_and_the_older_file_stays(tmp_path, clip, capsys, monkeypatch):
+    pool = tmp_path / "pool.safetensors"
+    pool.write_bytes(b"older")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    command = ("pool", clip, "--faces", FACE_PACK, "-o", pool, "--min-face", 8)
+    assert "disk is full" in refused(capsys, *command)
+    assert pool.read_bytes() == b"older"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4", "pool.safetensors"]
+
+
+def test_no_command_shows_a_traceback_for_settings_out_of_their_limits(tmp_path, capsys):
+    assert "grad_steps" in refused(capsys, "train", "--run", tmp_path / "run", *SMALL, "--grad-steps", 0)
+
+
+def train(folder: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "ipro_core", "train", "--run", str(folder), "--updates", "4", *SMALL, *more]
+
+
+def test_a_killed_run_resumes_bit_for_bit_and_exports(tmp_path, capsys):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    subprocess.run(train(whole), cwd=ROOT, check=True, capture_output=True)
+    with subprocess.Popen(
+        train(broken), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        metrics = broken / "metrics.jsonl"
+        while process.poll() is None and not (metrics.exists() and metrics.read_bytes().count(b"\n") >= 2):
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGKILL)
+    assert metrics.read_bytes() != (whole / "metrics.jsonl").read_bytes()
+    # A run goes on with the settings it was begun with; nothing but the folder need be repeated.
+    resume = [sys.executable, "-m", "ipro_core", "train", "--run", str(broken), "--resume"]
+    subprocess.run(resume, cwd=ROOT, check=True, capture_output=True)
+    assert metrics.read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    lora = tmp_path / "lora.safetensors"
+    assert main(["export", "--run", str(broken), "--out", str(lora), "--json"]) == 0
+    assert answer(capsys)["update"] == 4
+    from safetensors.torch import load_file
+
+    exported, trained = load_file(lora), load_file(whole / "adapters" / "ipro.safetensors")
+    assert exported.keys() == trained.keys()
+    assert all(torch.equal(exported[key], trained[key]) for key in exported)
+
+
+def test_sample_makes_a_video_from_a_picture(tmp_path, capsys):
+    from PIL import Image
+
+    frame = (tiny_world_scenes("checks", 1)[0].frames_TCHW[0] * 255).byte().permute(1, 2, 0).numpy()
+    Image.fromarray(frame).save(tmp_path / "first.png")
+    out = tmp_path / "video.mp4"
+    prompt = ["--prompt", "a person turns left and smiles"]
+    assert main(["sample", str(tmp_path / "first.png"), *prompt, "-o", str(out), "--json"]) == 0
+    assert answer(capsys)["frames"] == 9
+    assert out.stat().st_size > 1000
+
+
+def test_without_a_reward_the_demo_finds_no_gain(tmp_path, capsys):
+    few = ["--updates", "3", "--held-out", "4", "--seeds", "1"]
+    assert main(["demo", "--run", str(tmp_path / "run"), "--reward-weight", "0", *SMALL, *few]) == 0
+    low, high = answer(capsys)["gain_ci95"]
+    assert low <= 0 <= high
+
+
+def test_with_its_reward_the_demo_finds_a_gain_and_leaves_everything_behind(tmp_path, capsys):
+    few = ["--updates", "40", "--scenes", "24", "--held-out", "16", "--seeds", "1"]
+    assert main(["demo", "--run", str(tmp_path / "run"), *few]) == 0
+    figures = answer(capsys)
+    assert figures["gain_ci95"][0] > 0
+    assert figures["facesim_base"] < figures["facesim_tuned"] < figures["real_ceiling"]
+    for name in ("config.json", "metrics.jsonl", "report.html", "samples/side_by_side.mp4"):
+        assert (tmp_path / "run" / name).stat().st_size > 100
+    assert (tmp_path / "run" / "adapters" / "ipro.safetensors").exists()
