@@ -1,0 +1,155 @@
+"""Train the tiny world's codec and its Wan-shaped image-to-video model (flow matching, v = noise − x_0).
+
+`python -m ipro_core.tinyworld.train_models codec video` calls this; it needs nothing but the world.
+"""
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..models.wan import image_condition
+from .codec import PATCH, LinearCodec
+from .painting import render
+from .scenes import PROMPTS, embed_prompt, split_generator
+from .world import Scenes, Truth, draw_clips, truth
+
+log = logging.getLogger("ipro")
+
+SHAPE = {
+    "patch_size": (1, 2, 2),
+    "num_attention_heads": 1,
+    "attention_head_dim": 128,
+    "in_channels": 36,
+    "out_channels": 16,
+    "text_dim": 4096,
+    "freq_dim": 256,
+    "ffn_dim": 384,
+    "num_layers": 6,
+    "cross_attn_norm": True,
+    "qk_norm": "rms_norm_across_heads",
+    "image_dim": None,
+}
+"""WanTransformer3DModel, I2V-A14B's pattern at dim 128. One head: real Wan heads are 128 wide, and loaders
+rely on it."""
+
+
+def draw_split(split: str, count: int, seed: int) -> tuple[Tensor, list[int], Scenes, Truth]:
+    """Frames (count, 9, 3, 48, 48) of training prompts, each clip's prompt number, and what is known of
+    them."""
+    generator = split_generator(split, seed)
+    chosen = torch.randint(len(PROMPTS), (count,), generator=generator).tolist()
+    scenes = draw_clips([PROMPTS[i] for i in chosen], generator)
+    return render(scenes), chosen, scenes, truth(scenes)
+
+
+def fit_codec(clips: int = 600) -> LinearCodec:
+    """Principal components of 600 clips; patches on a face count five times."""
+    frames, _, _, known = draw_split("codec", clips, 0)
+    side = frames.shape[-1] // PATCH
+    centres = (torch.arange(side) + 0.5) * PATCH - 0.5
+    box = known.boxes_NTK4[:, :, 0, :, None, None]
+    on_face = (centres > box[:, :, 0]) & (centres < box[:, :, 2])
+    on_face = on_face & (centres[:, None] > box[:, :, 1]) & (centres[:, None] < box[:, :, 3])
+    return LinearCodec.fit(frames, 1 + 4 * on_face.float())
+
+
+@dataclass
+class _Ring:
+    """Encoded clips, drawn as training goes on, the oldest replaced by new ones."""
+
+    codec: LinearCodec
+    latents: Tensor
+    prompts: Tensor
+    filled: int = 0
+    drawn: int = 0
+
+    def add(self, count: int) -> None:
+        frames, chosen, _, _ = draw_split("video", count, self.drawn)
+        at = torch.arange(self.drawn, self.drawn + count) % len(self.latents)
+        self.latents[at] = self.codec.encode(frames)
+        self.prompts[at] = torch.tensor(chosen)
+        self.drawn += count
+        self.filled = min(self.drawn, len(self.latents))
+
+
+def train_video(
+    codec: LinearCodec, checkpoint: Path, *, cpu_seconds: float, batch: int = 24, peak: float = 1.7e-3
+) -> torch.nn.Module:
+    """Flow matching for a budget of CPU seconds (one thread); returns the averaged network.
+
+    The checkpoint is written every three minutes and holds everything: a stopped training goes on from there,
+    and a smaller budget makes it finish sooner.
+
+    Noise levels: sigma = s u / (1 + (s − 1) u), u uniform and s log-uniform in [1.5, 5], which serves the
+    paper's 8 steps at shift 5 and gentler schedules alike.
+    """
+    from diffusers import WanTransformer3DModel  # type: ignore[attr-defined]
+
+    torch.manual_seed(0)
+    model = WanTransformer3DModel(**SHAPE)
+    average = WanTransformer3DModel(**SHAPE)
+    average.load_state_dict(model.state_dict())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.01)
+    texts = torch.stack([embed_prompt(prompt) for prompt in PROMPTS])
+    grey = image_condition(codec, torch.full((1, 3, 48, 48), 0.5), 9)
+    ring = _Ring(codec, torch.zeros(10_000, 16, 3, 12, 12), torch.zeros(10_000, dtype=torch.long))
+    generator = torch.Generator().manual_seed(1)
+    step, before, recent = 0, 0.0, 0.0
+    parts = {"model": model, "average": average, "optimizer": optimizer}
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        step, before = state["step"], state["seconds"]
+        for name, part in parts.items():
+            if name in state:
+                part.load_state_dict(state[name])
+        generator.manual_seed(1 + step)
+        ring.drawn = 10_000 + 100 * step  # people not yet seen
+        log.info("video goes on from step %d", step)
+    ring.add(1_000)
+    began = saved = time.process_time()
+
+    def save() -> None:
+        seconds = before + time.process_time() - began
+        states = {name: part.state_dict() for name, part in parts.items()}
+        torch.save({**states, "step": step, "seconds": seconds}, checkpoint)
+
+    while (spent := (before + time.process_time() - began) / cpu_seconds) < 1:
+        if step % 20 == 19 and ring.filled < len(ring.latents):
+            ring.add(50)
+        rows = torch.randint(ring.filled, (batch,), generator=generator)
+        clean = ring.latents[rows]
+        shift = 1.5 * (5 / 1.5) ** torch.rand(batch, generator=generator)
+        u = torch.rand(batch, generator=generator)
+        sigma = shift * u / (1 + (shift - 1) * u)
+        noise = torch.randn(clean.shape, generator=generator)
+        level = sigma.view(-1, 1, 1, 1, 1)
+        condition = grey.repeat(batch, 1, 1, 1, 1)
+        condition[:, 4:, 0] = clean[:, :, 0]  # the codec sees the first frame alone, so it is the same latent
+        noisy = torch.cat(((1 - level) * clean + level * noise, condition), dim=1)
+        (velocity,) = model(noisy, sigma * 1000, texts[ring.prompts[rows]], return_dict=False)
+        loss = ((velocity - (noise - clean)) ** 2).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        rate = min(1.0, (step + 1) / 150) * min(1.0, max(0.01, (1 - spent) / 0.6))  # warm up, hold, fall
+        for group in optimizer.param_groups:
+            group["lr"] = peak * rate
+        optimizer.step()
+        optimizer.zero_grad()
+        keep = min(0.998, (step + 1) / (step + 10))
+        with torch.no_grad():
+            for slow, fast in zip(average.parameters(), model.parameters(), strict=True):
+                slow.lerp_(fast, 1 - keep)
+        recent += loss.item()
+        step += 1
+        if step % 100 == 0:
+            log.info("video %5d steps, %3.0f %% of the budget, loss %.4f", step, 100 * spent, recent / 100)
+            recent = 0.0
+        if time.process_time() - saved > 180:
+            save()
+            saved = time.process_time()
+    save()
+    return average

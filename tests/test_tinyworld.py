@@ -1,0 +1,223 @@
+"""The tiny world: exact where it claims to be, and its networks as good as figures.json says."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from ipro_core.models.base import pullback_by_autograd
+from ipro_core.models.wan import WanCondition, image_condition
+from ipro_core.tinyworld import CODEC, FACE_PACK, JUDGE, WEIGHTS, load_tiny_world
+from ipro_core.tinyworld.codec import LinearCodec
+from ipro_core.tinyworld.figures import detection, verification
+from ipro_core.tinyworld.painting import render
+from ipro_core.tinyworld.scenes import PROMPTS, PROMPTS_HELD_OUT, embed_prompt, split_generator, tiny_scenes
+from ipro_core.tinyworld.world import IDENTITY, STATE, draw_clips, draw_identities, draw_pictures, truth
+
+TURN = "a person turns left and keeps calm"
+
+
+def clip(seed: int = 0, prompt: str = TURN):
+    return draw_clips([prompt], torch.Generator().manual_seed(seed))
+
+
+def still(seed: int = 0, **state: float):
+    """One unoccluded person in the middle, facing the viewer."""
+    generator = torch.Generator().manual_seed(seed)
+    picture = draw_pictures(draw_identities(1, generator)[:, None], generator, occluded=0.0)
+    calm = dict.fromkeys(STATE, 0.0) | {"x": 0.5, "y": 0.5, "scale": 0.3, "light_power": 1.0} | state
+    states = torch.tensor([calm[name] for name in STATE]).view(1, 1, 1, -1)
+    return replace(picture, states_NTKS=states)
+
+
+def test_the_same_seed_paints_the_same_pixels_whatever_the_number_of_threads():
+    threads = torch.get_num_threads()
+    one = render(clip())
+    try:
+        torch.set_num_threads(2)
+        assert torch.equal(one, render(clip()))
+    finally:
+        torch.set_num_threads(threads)
+    assert one.shape == (1, 9, 3, 48, 48)
+    assert one.min() >= 0 and one.max() <= 1
+
+
+def test_identity_and_state_share_no_number():
+    assert len(IDENTITY) == 34 and len(STATE) == 15
+    assert not set(IDENTITY) & set(STATE)
+    scenes = clip()  # one person throughout: only the state has a time axis
+    assert scenes.identities_NKI.ndim == 3 and scenes.states_NTKS.ndim == 4
+
+
+def test_landmarks_shift_scale_and_roll_with_the_head():
+    start = truth(still()).points_NTK52[0, 0, 0]
+    moved = truth(still(x=0.6, y=0.4)).points_NTK52[0, 0, 0]
+    # A tenth of 48 px is 4.8 px.
+    torch.testing.assert_close(moved - start, torch.tensor([4.8, -4.8]).expand(5, 2))
+    middle = torch.tensor([23.5, 23.5])  # x = y = 0.5 of 48 px, pixel centres at integers
+    larger = truth(still(scale=0.36)).points_NTK52[0, 0, 0]
+    torch.testing.assert_close(larger - middle, 1.2 * (start - middle))
+    rolled = truth(still(roll=np.pi / 2)).points_NTK52[0, 0, 0]
+    # A quarter turn clockwise (y runs down): (x, y) → (−y, x).
+    expected = torch.stack((-(start - middle)[:, 1], (start - middle)[:, 0]), dim=-1)
+    torch.testing.assert_close(rolled - middle, expected, atol=1e-4, rtol=0)
+
+
+def test_a_turn_to_the_right_moves_the_nose_right_and_hides_the_right_eye():
+    frontal, turned = truth(still()), truth(still(yaw=0.8))
+    eyes = turned.points_NTK52[0, 0, 0, :2, 0]
+    nose = turned.points_NTK52[0, 0, 0, 2, 0]
+    assert (
+        nose - eyes.mean()
+        > frontal.points_NTK52[0, 0, 0, 2, 0] - frontal.points_NTK52[0, 0, 0, :2, 0].mean() + 2
+    )
+    assert frontal.visible_NTK.item() == 1.0
+    # cos(lon + yaw) < 0 for lon ≥ 0.36 and yaw = 1.3: the right eye and mouth corner are behind the head.
+    assert truth(still(yaw=1.3)).visible_NTK.item() < 1.0
+
+
+@pytest.mark.parametrize(
+    "move, name, sign", [("turns left", "yaw", -1), ("turns right", "yaw", 1), ("looks up", "pitch", -1)]
+)
+def test_the_prompt_decides_the_motion(move, name, sign):
+    scenes = draw_clips([f"a person {move} and smiles"] * 20, torch.Generator().manual_seed(1))
+    change = scenes.states_NTKS[:, -1, 0] - scenes.states_NTKS[:, 0, 0]
+    assert (sign * change[:, STATE.index(name)] > 0.35).all()
+    assert (change[:, STATE.index("smile")] > 0.7).all()
+    assert (change[:, STATE.index("mouth_open")] == 0).all()
+
+
+def test_an_occluder_hides_the_points_beneath_it_and_changes_its_pixels_only():
+    plain = still()
+    cover = plain.occluders_NTO8.clone()
+    cover[0, 0, 0] = torch.tensor([0.5, 0.5, 0.5, 0.5, 1.0, 0.0, 0.0, 1.0])  # all of the picture, in red
+    covered = replace(plain, occluders_NTO8=cover)
+    assert truth(plain).visible_NTK.item() == 1.0 and truth(covered).visible_NTK.item() == 0.0
+    assert render(covered)[0, 0, 0].mean() > 0.95 and render(covered)[0, 0, 1].mean() < 0.05
+
+
+def test_absent_people_are_neither_painted_nor_visible():
+    generator = torch.Generator().manual_seed(3)
+    identities = draw_identities(3, generator)[None]
+    nobody = draw_pictures(identities, generator, present_NK=torch.zeros(1, 3), occluded=0.0)
+    assert (truth(nobody).visible_NTK == 0).all()
+    others = replace(nobody, identities_NKI=1 - identities)
+    assert torch.equal(render(nobody), render(others))
+
+
+def test_held_out_prompts_are_new_combinations_of_known_words():
+    assert not set(PROMPTS) & set(PROMPTS_HELD_OUT)
+    assert len(PROMPTS) + len(PROMPTS_HELD_OUT) == 60 and len(PROMPTS_HELD_OUT) >= 8
+    assert {w for p in PROMPTS_HELD_OUT for w in p.split()} <= {w for p in PROMPTS for w in p.split()}
+    (first,), (again,) = tiny_scenes("held_out", 1), tiny_scenes("held_out", 1)
+    assert torch.equal(first.frames_TCHW, again.frames_TCHW) and first.prompt in PROMPTS_HELD_OUT
+    one, two = (draw_identities(50, split_generator(split)) for split in ("tuning", "held_out"))
+    assert torch.cdist(one, two).min() > 0.5
+
+
+def test_a_word_is_embedded_alike_in_every_prompt():
+    one, two = embed_prompt("a person smiles"), embed_prompt("a person frowns")
+    assert torch.equal(one[:2], two[:2]) and not torch.equal(one[2], two[2])
+    assert (one[3:] == 0).all() and one[:3].std() == pytest.approx(1.0, abs=0.02)
+
+
+def test_the_codec_is_linear_and_its_pullback_is_its_transpose():
+    codec = LinearCodec.load(CODEC)
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 1, 16, 3, 12, 12, generator=generator, dtype=torch.float64)
+    mean = codec.decode(torch.zeros_like(x))
+    torch.testing.assert_close(
+        codec.decode(2 * x - y) - mean, 2 * (codec.decode(x) - mean) - (codec.decode(y) - mean)
+    )
+    gradient = torch.randn(mean.shape, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(codec.pullback(x, gradient), pullback_by_autograd(codec, x, gradient))
+    torch.testing.assert_close(
+        codec.encode(codec.decode(x)), x, atol=1e-5, rtol=0
+    )  # the bases are orthonormal
+    with pytest.raises(ValueError, match="1, 5, 9"):
+        codec.encode(torch.zeros(1, 4, 3, 48, 48))
+
+
+def test_the_codec_sees_the_first_frame_alone_and_keeps_the_picture():
+    codec = LinearCodec.load(CODEC)
+    frames = render(clip(5))
+    later = frames.clone()
+    later[:, 1:] = 0.5
+    assert torch.equal(codec.encode(frames)[:, :, 0], codec.encode(later)[:, :, 0])
+    error = (codec.decode(codec.encode(frames)) - frames).square().mean()
+    assert -10 * error.log10() > 27  # dB; figures.json has the mean over 96 clips
+
+
+def test_the_weights_fit_into_eight_megabytes():
+    assert sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file()) <= 8_000_000
+
+
+@pytest.fixture(scope="module")
+def world():
+    return load_tiny_world()
+
+
+def test_the_recognisers_are_as_good_as_their_figures_on_people_of_no_training(world):
+    figures = json.loads((WEIGHTS / "figures.json").read_text())
+    for name, recognizer in (("recognizer", world.recognizer), ("judge", world.judge)):
+        fresh = verification(recognizer.embed, people=40, seed=77)
+        claimed = figures[name]["all pairs"]["accuracy"]
+        # 40 people x 8 views: 1120 genuine pairs that hang together by person, about 1.5 % of sampling error.
+        assert abs(fresh["accuracy"] - claimed) < 0.045, (name, fresh, claimed)
+
+
+def test_the_detector_is_as_good_as_its_figures(world):
+    fresh = detection(world.detector, pictures=60, seed=77)
+    claimed = json.loads((WEIGHTS / "figures.json").read_text())["detector"]
+    assert abs(fresh["ap50"] - claimed["ap50"]) < 0.05
+    assert fresh["landmark_error_of_box"] < claimed["landmark_error_of_box"] + 0.02
+
+
+def test_onnxruntime_reads_the_recognisers_as_we_do(world):
+    ort = pytest.importorskip("onnxruntime")
+    crops = torch.rand(3, 3, 112, 112, generator=torch.Generator().manual_seed(0))
+    for path, recognizer in (
+        (FACE_PACK / "w600k_tiny.onnx", world.recognizer),
+        (JUDGE / "w600k_tiny_judge.onnx", world.judge),
+    ):
+        session = ort.InferenceSession(path)
+        assert session.get_inputs()[0].name == "input.1"
+        (theirs,) = session.run(None, {"input.1": ((crops * 255 - 127.5) / 127.5).numpy()})
+        ours = recognizer.embed(crops)
+        cosine = torch.nn.functional.cosine_similarity(torch.from_numpy(theirs), ours)
+        assert cosine.min() > 0.99999
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_insightface_opens_the_pack_and_finds_the_same_faces(world):
+    scrfd = pytest.importorskip("insightface.model_zoo.scrfd")
+    arcface = pytest.importorskip("insightface.model_zoo.arcface_onnx")
+    theirs = scrfd.SCRFD(str(FACE_PACK / "det_tiny.onnx"))
+    theirs.prepare(-1)
+    assert theirs.use_kps and tuple(theirs.input_size) == (128, 128)
+    (scene,) = tiny_scenes("checks", 1, seed=3)
+    (ours,) = world.detector.detect(scene.first_CHW[None])
+    image = (scene.first_CHW.permute(1, 2, 0).flip(-1) * 255).round().byte().numpy()
+    boxes, points = theirs.detect(np.ascontiguousarray(image))
+    assert len(boxes) == len(ours) >= 1
+    np.testing.assert_allclose(points[0], ours[0].points_52, atol=0.1)  # their picture is rounded to bytes
+    recognizer = arcface.ArcFaceONNX(str(FACE_PACK / "w600k_tiny.onnx"))
+    assert recognizer.input_size == (112, 112) and (recognizer.input_mean, recognizer.input_std) == (
+        127.5,
+        127.5,
+    )
+
+
+def test_the_video_model_opens_as_a_wan_file_and_answers(world):
+    scene = next(tiny_scenes("checks", 1))
+    condition = WanCondition(
+        embed_prompt(scene.prompt)[None], image_condition(world.codec, scene.first_CHW[None], 9)
+    )
+    x = torch.randn(1, 16, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        v = world.model.velocity(x, 1.0, condition)
+    clean = world.codec.encode(scene.frames_TCHW[None])
+    # At sigma = 1 v = noise − x_0: the network must know most of the noise, and more than "x_0 = 0" would.
+    assert (v - (x - clean)).square().mean() < 0.5 * clean.square().mean()
