@@ -1,12 +1,16 @@
 """Small models, codecs and scores with known mathematics, for tests of sampling and training."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
 from ipro_core.models.base import pullback_by_autograd
+from ipro_core.models.lora import AdaptedModel, LowRank
+from ipro_core.models.wan import WanCondition
+from ipro_core.models.wan_files import save_wan_file
 from ipro_core.types import RewardScore
 
 
@@ -70,3 +74,40 @@ def toy_score(frames_TCHW: Tensor, index: int = 0) -> RewardScore:
     """Minus the squared distance to a grey of 0.75, best (zero) when every pixel is 0.75."""
     per_frame_T = -(frames_TCHW - 0.75).square().mean(dim=(1, 2, 3))
     return RewardScore(per_frame_T.mean(), per_frame_T, torch.ones(len(frames_TCHW), dtype=torch.bool))
+
+
+def tiny_wan(seed: int = 0):
+    """Wan's architecture at its smallest: 4 latent channels, 4 of mask, 4 of image; two heads of 16."""
+    from diffusers import WanTransformer3DModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return WanTransformer3DModel(
+            num_attention_heads=2, attention_head_dim=16, in_channels=12, out_channels=4,
+            text_dim=8, freq_dim=16, ffn_dim=48, num_layers=2,
+        )  # fmt: skip
+
+
+def save_tiny_wan(path: Path, seed: int = 0) -> Path:
+    """The file of `tiny_wan`, which `load_video_model` opens."""
+    save_wan_file(tiny_wan(seed), path)
+    return path
+
+
+def tiny_adapter(model: AdaptedModel, seed: int = 4) -> dict[str, LowRank]:
+    """A LoRA of rank 2 on every layer of the blocks, neither half of it zero."""
+    return {
+        name: LowRank(
+            0.1 * draw(2, linear.in_features, seed=seed), 0.1 * draw(linear.out_features, 2, seed=seed + 1), 2
+        )
+        for name, linear in model.linears.items()
+        if name.startswith("blocks.")
+    }
+
+
+def draw(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+WAN_X = draw(2, 4, 3, 4, 4, seed=1)
+WAN_CONDITION = WanCondition(draw(2, 5, 8, seed=2), draw(2, 8, 3, 4, 4, seed=3))
