@@ -66,15 +66,13 @@ class Run:
             ValueError: the folder holds a run, or another process is just beginning one there.
         """
         folder = Path(folder)
-        if (folder / "config.json").exists():
-            raise ValueError(
-                f"{folder} already holds a run: continue it with --resume, or name another folder."
-            )
         for name in ("state", "samples", "adapters"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         with ExitStack() as if_it_fails:
             lock = _only_writer(folder)
             if_it_fails.callback(lock.release)
+            if (folder / "config.json").exists():
+                raise ValueError(f"{folder} holds a run: continue it with --resume, or name another folder.")
             _write_json(folder / "environment.json", environment(device) | {"pid": os.getpid()})
             _write_json(folder / "config.json", config)  # last: a folder without it is no run yet
             run = cls(folder, read_config(folder), lock)
