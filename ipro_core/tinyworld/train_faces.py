@@ -77,9 +77,12 @@ def _rate(spent: float, step: int) -> float:
 def train_recognizer(
     network: nn.Module, split: str, *, cpu_seconds: float, margin: str, people: int = 1536, views: int = 12
 ) -> None:
-    """Two halves. First pairs of views find each other among 128 people (InfoNCE), which needs no class centres
-    and so learns in a tenth of the steps. Then a margin softmax over all people of the split, from their mean
-    embeddings: "arcface" adds .35 to the angle, "cosface" takes .25 off the cosine."""
+    """Learn to tell a split's people apart, in two halves.
+
+    First pairs of views find each other among 128 people (InfoNCE), which needs no class centres and so
+    learns in a tenth of the steps. Then a margin softmax over all people, whose centres begin as mean
+    embeddings: "arcface" adds .35 to the angle, "cosface" takes .25 off the cosine.
+    """
     crops = _small_crops(split, people, views)
     people = len(crops)
     log.info("%s: %d people x %d views drawn", split, people, views)
@@ -140,7 +143,7 @@ def draw_crowds(split: str, count: int, seed: int = 0) -> tuple[Tensor, Tensor, 
     alone = count // 4
     people = torch.randint(0, 4, (count - alone, 1), generator=generator) > torch.arange(3)
     identities_NKI = torch.stack([draw_identities(count - alone, generator) for _ in range(3)], dim=1)
-    crowd = draw_pictures(identities_NKI, generator, present_NK=people.float(), smallest=0.06, occluded=0.12)
+    crowd = draw_pictures(identities_NKI, generator, present_NK=people.float(), smallest=0.09, occluded=0.12)
     chosen = torch.randint(len(PROMPTS), (alone,), generator=generator).tolist()
     clips = draw_clips([PROMPTS[i] for i in chosen], generator, frames=3)
     moment = torch.randint(3, (alone,), generator=generator)

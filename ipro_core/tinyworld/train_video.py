@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..models.wan import image_condition
-from .codec import PATCH, LinearCodec
+from .codec import GROUP, PATCH, LinearCodec
 from .painting import render
 from .scenes import PROMPTS, embed_prompt, split_generator
 from .world import Scenes, Truth, draw_clips, truth
@@ -37,6 +37,10 @@ SHAPE = {
 rely on it."""
 
 
+STEPS = 8
+"""Of the sampler."""
+
+
 def draw_split(split: str, count: int, seed: int) -> tuple[Tensor, list[int], Scenes, Truth]:
     """Frames (count, 9, 3, 48, 48) of training prompts, each clip's prompt number, and what is known of
     them."""
@@ -46,15 +50,19 @@ def draw_split(split: str, count: int, seed: int) -> tuple[Tensor, list[int], Sc
     return render(scenes), chosen, scenes, truth(scenes)
 
 
+def _on_face(known: Truth, side: int) -> Tensor:
+    """(N, T, side, side): 1 where a codec patch lies in the box of person 0."""
+    centres = (torch.arange(side) + 0.5) * PATCH - 0.5
+    box = known.boxes_NTK4[:, :, 0, :, None, None]
+    across = (centres > box[:, :, 0]) & (centres < box[:, :, 2])
+    down = (centres[:, None] > box[:, :, 1]) & (centres[:, None] < box[:, :, 3])
+    return (across & down).float()
+
+
 def fit_codec(clips: int = 600) -> LinearCodec:
     """Principal components of 600 clips; patches on a face count five times."""
     frames, _, _, known = draw_split("codec", clips, 0)
-    side = frames.shape[-1] // PATCH
-    centres = (torch.arange(side) + 0.5) * PATCH - 0.5
-    box = known.boxes_NTK4[:, :, 0, :, None, None]
-    on_face = (centres > box[:, :, 0]) & (centres < box[:, :, 2])
-    on_face = on_face & (centres[:, None] > box[:, :, 1]) & (centres[:, None] < box[:, :, 3])
-    return LinearCodec.fit(frames, 1 + 4 * on_face.float())
+    return LinearCodec.fit(frames, 1 + 4 * _on_face(known, frames.shape[-1] // PATCH))
 
 
 @dataclass
@@ -63,14 +71,19 @@ class _Ring:
 
     codec: LinearCodec
     latents: Tensor
+    faces: Tensor
+    """1 where a latent pixel shows the face at some moment."""
     prompts: Tensor
     filled: int = 0
     drawn: int = 0
 
     def add(self, count: int) -> None:
-        frames, chosen, _, _ = draw_split("video", count, self.drawn)
+        frames, chosen, _, known = draw_split("video", count, self.drawn)
         at = torch.arange(self.drawn, self.drawn + count) % len(self.latents)
         self.latents[at] = self.codec.encode(frames)
+        face = _on_face(known, self.faces.shape[-1])
+        later = face[:, 1:].unflatten(1, (-1, GROUP)).amax(2)
+        self.faces[at] = torch.cat((face[:, :1], later), dim=1)
         self.prompts[at] = torch.tensor(chosen)
         self.drawn += count
         self.filled = min(self.drawn, len(self.latents))
@@ -84,8 +97,8 @@ def train_video(
     The checkpoint is written every three minutes and holds everything: a stopped training goes on from there,
     and a smaller budget makes it finish sooner.
 
-    Noise levels: sigma = s u / (1 + (s − 1) u), u uniform and s log-uniform in [1.5, 5], which serves the
-    paper's 8 steps at shift 5 and gentler schedules alike.
+    Noise levels are those that 8 steps meet: sigma = s u / (1 + (s − 1) u), u = 1/8, …, 1 and s log-uniform
+    in [1.5, 5], which serves the paper's shift 5 and gentler schedules alike. The face counts four times.
     """
     from diffusers import WanTransformer3DModel  # type: ignore[attr-defined]
 
@@ -96,7 +109,12 @@ def train_video(
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.01)
     texts = torch.stack([embed_prompt(prompt) for prompt in PROMPTS])
     grey = image_condition(codec, torch.full((1, 3, 48, 48), 0.5), 9)
-    ring = _Ring(codec, torch.zeros(10_000, 16, 3, 12, 12), torch.zeros(10_000, dtype=torch.long))
+    ring = _Ring(
+        codec,
+        torch.zeros(10_000, 16, 3, 12, 12),
+        torch.zeros(10_000, 3, 12, 12),
+        torch.zeros(10_000, dtype=torch.long),
+    )
     generator = torch.Generator().manual_seed(1)
     step, before, recent = 0, 0.0, 0.0
     parts = {"model": model, "average": average, "optimizer": optimizer}
@@ -123,7 +141,7 @@ def train_video(
         rows = torch.randint(ring.filled, (batch,), generator=generator)
         clean = ring.latents[rows]
         shift = 1.5 * (5 / 1.5) ** torch.rand(batch, generator=generator)
-        u = torch.rand(batch, generator=generator)
+        u = torch.randint(1, STEPS + 1, (batch,), generator=generator) / STEPS
         sigma = shift * u / (1 + (shift - 1) * u)
         noise = torch.randn(clean.shape, generator=generator)
         level = sigma.view(-1, 1, 1, 1, 1)
@@ -131,7 +149,8 @@ def train_video(
         condition[:, 4:, 0] = clean[:, :, 0]  # the codec sees the first frame alone, so it is the same latent
         noisy = torch.cat(((1 - level) * clean + level * noise, condition), dim=1)
         (velocity,) = model(noisy, sigma * 1000, texts[ring.prompts[rows]], return_dict=False)
-        loss = ((velocity - (noise - clean)) ** 2).mean()
+        weight = 1 + 3 * ring.faces[rows][:, None]
+        loss = (weight * (velocity - (noise - clean)) ** 2).mean() / weight.mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         rate = min(1.0, (step + 1) / 150) * min(1.0, max(0.01, (1 - spent) / 0.6))  # warm up, hold, fall
