@@ -66,7 +66,7 @@ def _padded(
 
 def _prelu(a: dict, x: Tensor, slope: Tensor) -> Tensor:
     # Files hold one slope a channel as (C, 1, 1); F.prelu keeps only x for the backward pass.
-    if slope.numel() == 1 or slope.shape == (x.shape[1], 1, 1) or slope.shape == x.shape[1:]:
+    if slope.numel() == 1 or slope.shape == (x.shape[1], 1, 1) or x.ndim == 2:
         return F.prelu(x, slope.flatten())
     return torch.where(x < 0, x * slope, x)
 
@@ -94,7 +94,8 @@ def _reshape(a: dict, x: Tensor, shape: Tensor) -> Tensor:
 
 
 def _flatten(a: dict, x: Tensor) -> Tensor:
-    axis = a.get("axis", 1) % (x.ndim + 1) if a.get("axis", 1) < 0 else a.get("axis", 1)
+    axis = a.get("axis", 1)
+    axis += x.ndim if axis < 0 else 0
     return x.reshape(math.prod(x.shape[:axis]), -1)
 
 
