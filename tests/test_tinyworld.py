@@ -8,12 +8,18 @@ import pytest
 import torch
 
 from ipro_core.models.base import pullback_by_autograd
-from ipro_core.models.wan import WanCondition, image_condition
 from ipro_core.tinyworld import CODEC, FACE_PACK, JUDGE, WEIGHTS, load_tiny_world
 from ipro_core.tinyworld.codec import LinearCodec
 from ipro_core.tinyworld.figures import detection, verification
 from ipro_core.tinyworld.painting import render
-from ipro_core.tinyworld.scenes import PROMPTS, PROMPTS_HELD_OUT, embed_prompt, split_generator, tiny_scenes
+from ipro_core.tinyworld.scenes import (
+    PROMPTS,
+    PROMPTS_HELD_OUT,
+    embed_prompt,
+    scene_condition,
+    split_generator,
+    tiny_scenes,
+)
 from ipro_core.tinyworld.world import IDENTITY, STATE, draw_clips, draw_identities, draw_pictures, truth
 
 TURN = "a person turns left and keeps calm"
@@ -212,9 +218,7 @@ def test_insightface_opens_the_pack_and_finds_the_same_faces(world):
 
 def test_the_video_model_opens_as_a_wan_file_and_answers(world):
     scene = next(tiny_scenes("checks", 1))
-    condition = WanCondition(
-        embed_prompt(scene.prompt)[None], image_condition(world.codec, scene.first_CHW[None], 9)
-    )
+    condition = scene_condition([scene], world.codec)
     x = torch.randn(1, 16, 3, 12, 12, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         v = world.model.velocity(x, 1.0, condition)

@@ -5,13 +5,15 @@ of "held_out" were shown to none of them.
 """
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
 import torch
 from torch import Tensor
 
+from ..models.base import VideoCodec
+from ..models.wan import WanCondition, image_condition
 from .painting import render
 from .world import EXPRESSIONS, MOVES, draw_clips, truth
 
@@ -84,3 +86,10 @@ def embed_prompt(prompt: str) -> Tensor:
         generator = torch.Generator().manual_seed(zlib.crc32(word.encode()))
         row.copy_(torch.randn(TEXT_WIDTH, generator=generator))
     return rows
+
+
+def scene_condition(scenes: Sequence[TinyScene], codec: VideoCodec) -> WanCondition:
+    """What the video model is told of these scenes: prompts and first frames."""
+    text_BLD = torch.stack([embed_prompt(scene.prompt) for scene in scenes])
+    first_BCHW = torch.stack([scene.first_CHW for scene in scenes])
+    return WanCondition(text_BLD, image_condition(codec, first_BCHW, len(scenes[0].frames_TCHW)))
