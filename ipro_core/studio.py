@@ -17,11 +17,12 @@ from .faces.pool import build_pool
 from .faces.recognizer import Recognizer
 from .models.base import VideoCodec
 from .models.wan import WanCondition, WanVideoModel, image_condition, load_video_model
+from .sampling.flow import shifted_sigmas
 from .sampling.rollout import sample
 from .tinyworld import CODEC, FACE_PACK, JUDGE, VIDEO_MODEL
 from .tinyworld.codec import LinearCodec
 from .tinyworld.scenes import embed_prompt, tiny_scenes
-from .training.ipro import TrainingSample
+from .training.ipro import IproSettings, TrainingSample
 
 TINY_SIDE, TINY_FRAMES, TINY_FPS = 48, 9, 8.0
 
@@ -71,23 +72,26 @@ class Studio:
         )
 
     @torch.no_grad()
-    def generate(self, scene: Scene, seed: int, sigmas: Tensor, *, frozen: bool = False) -> Tensor:
+    def generate(self, scene: Scene, seed: int, settings: IproSettings, *, frozen: bool = False) -> Tensor:
         """A video of the scene's length, (T, 3, H, W) in [0, 1]; one noise for one scene and seed.
 
         Args:
+            settings: the schedule, and from which step the adapter is on.
             frozen: with the adapter off.
         """
         condition = self.condition(scene.frames_TCHW[0], scene.prompt, len(scene.frames_TCHW))
         noise = torch.randn(latent_shape(condition), generator=_generator(scene.name, seed))
-        latents = sample(self.model, noise[None], condition, sigmas, frozen=frozen)
+        sigmas, first = shifted_sigmas(settings.steps, settings.shift), settings.first_tuned_step
+        latents = sample(self.model, noise[None], condition, sigmas[: first + 1], frozen=True)
+        latents = sample(self.model, latents, condition, sigmas[first:], frozen=frozen)
         return self.codec.decode(latents)[0].clamp(0, 1)
 
-    def pairs(self, scenes: Sequence[Scene], seeds: int, sigmas: Tensor) -> Iterator[SceneVideos]:
+    def pairs(self, scenes: Sequence[Scene], seeds: int, settings: IproSettings) -> Iterator[SceneVideos]:
         """Each scene with each seed, by the frozen and by the tuned model, for `compare_videos`."""
         for scene in scenes:
             for seed in range(seeds):
-                base_TCHW = self.generate(scene, seed, sigmas, frozen=True)
-                tuned_TCHW = self.generate(scene, seed, sigmas)
+                base_TCHW = self.generate(scene, seed, settings, frozen=True)
+                tuned_TCHW = self.generate(scene, seed, settings)
                 first_CHW = scene.frames_TCHW[0]
                 yield SceneVideos(
                     scene.name, scene.prompt, seed, first_CHW, base_TCHW, tuned_TCHW, scene.frames_TCHW

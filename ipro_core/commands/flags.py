@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -20,11 +20,13 @@ def progress(items: Iterable[Item], what: str, total: int | None = None) -> Iter
     return tqdm(items, desc=what, total=total, unit="", leave=False, dynamic_ncols=True)
 
 
-def add_knobs(parser: argparse.ArgumentParser, settings: type) -> None:
-    """One flag for each knob of a settings class; those not given stay out of the options."""
+def add_knobs(parser: argparse.ArgumentParser, settings: type, only: Sequence[str] = ()) -> None:
+    """One flag for each knob of a settings class, or for some; those not given stay out of the options."""
     hints = get_type_hints(settings)
     group = parser.add_argument_group(settings.__name__.removesuffix("Settings").lower() + " settings")
     for declared in fields(settings):
+        if only and declared.name not in only:
+            continue
         kind, flag = hints[declared.name], "--" + declared.name.replace("_", "-")
         about: dict[str, Any] = {"help": declared.metadata["help"], "default": argparse.SUPPRESS}
         if kind is bool:

@@ -22,7 +22,6 @@ from ..models.lora import export_lora, import_lora
 from ..rewards.base import reward_catalogue
 from ..rewards.face_pool import FacePoolReward
 from ..runs import Run, latest_state, read_config, read_metrics
-from ..sampling.flow import shifted_sigmas
 from ..studio import (
     TINY_FPS,
     TINY_FRAMES,
@@ -117,7 +116,8 @@ def sample(options: argparse.Namespace) -> dict[str, Any]:
         import_lora(options.lora, studio.model)
     first_CHW = tiny_square(read_image(options.image)[None])[0]
     scene = Scene(options.image.stem, options.prompt, first_CHW.expand(TINY_FRAMES, -1, -1, -1))
-    frames_TCHW = studio.generate(scene, options.seed, shifted_sigmas(options.steps, options.shift))
+    chosen = given_knobs(options, "steps", "shift", "first_tuned_step")
+    frames_TCHW = studio.generate(scene, options.seed, PRESETS["tiny"].changed(**chosen).ipro)
     write_video(options.out, frames_TCHW, TINY_FPS)
     print(f"{options.out}: {len(frames_TCHW)} frames at {TINY_FPS:g} per second")
     return {"video": str(options.out), "frames": len(frames_TCHW), "fps": TINY_FPS, "seed": options.seed}
@@ -130,9 +130,7 @@ def sample_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="Of the noise.")
     parser.add_argument("--out", "-o", type=Path, default=Path("sample.mp4"), help="The video to write.")
     parser.add_argument("--model", type=Path, help="A Wan network that fits the embedded codec.")
-    tiny = PRESETS["tiny"].ipro
-    parser.add_argument("--steps", type=int, default=tiny.steps, help="Sampling steps.")
-    parser.add_argument("--shift", type=float, default=tiny.shift, help="Shift of the noise schedule.")
+    add_knobs(parser, IproSettings, only=("steps", "shift", "first_tuned_step"))
 
 
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:
@@ -240,12 +238,11 @@ def _judge(
 ) -> tuple[Comparison, Tensor]:
     """The comparison, and a film of the first scenes: real, base, tuned."""
     settings = IproSettings(**config["ipro"]) if config else PRESETS["tiny"].ipro
-    sigmas = shifted_sigmas(settings.steps, settings.shift)
     steps = read_metrics(run)[-KL_UPDATES:] if run else []
     film = []
 
     def watched() -> Iterator[SceneVideos]:
-        for pair in progress(studio.pairs(scenes, seeds, sigmas), "judging", total=len(scenes) * seeds):
+        for pair in progress(studio.pairs(scenes, seeds, settings), "judging", total=len(scenes) * seeds):
             if pair.seed == 0 and len(film) < FILM_SCENES and pair.real_TCHW is not None:
                 film.append(
                     side_by_side({"real": pair.real_TCHW, "base": pair.base_TCHW, "tuned": pair.tuned_TCHW})

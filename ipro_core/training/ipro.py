@@ -16,6 +16,7 @@ from ..rewards.base import Reward
 from ..sampling.anchor import AnchorWeighting, anchor_weight
 from ..sampling.flow import shifted_sigmas
 from ..sampling.gradient import KLThrough, reward_gradient
+from ..sampling.rollout import sample
 from ..types import FacePool, GeneratedVideo, RewardScore, check_knobs, knob
 from .loop import Draw
 
@@ -44,6 +45,12 @@ class IproSettings:
     steps: int = knob(8, "Sampling steps.", min=1)
     shift: float = knob(5.0, "Shift of the noise schedule.", min=0.01)
     grad_steps: int = knob(4, "K: steps, counted from the end, that carry gradients (Eq. 4).", min=1)
+    first_tuned_step: int = knob(
+        0,
+        "The step from which the adapter is on; before it the frozen model samples, as Wan 2.2's high-noise "
+        "expert does (3 of 8 steps at its boundary 0.9).",
+        min=0,
+    )
     reward_weight: float = knob(0.1, "Weight of the face reward.", min=0)
     kl_weight: float = knob(1.0, "Weight of the KL anchor to the frozen model (Eq. 7).", min=0)
     kl_weighting: AnchorWeighting = knob(
@@ -100,14 +107,16 @@ class IproObjective:
             yield {name: share * value for name, value in self._gradient(draws, share).items()}
 
     def _gradient(self, draws: Sequence[Draw], share: float) -> dict[str, float]:
-        wanted = self.settings
+        wanted, first = self.settings, self.settings.first_tuned_step
+        condition = stack_conditions([draw.sample.condition for draw in draws])
+        noise = torch.stack([self.noise(draw) for draw in draws])
         rollout, scores = reward_gradient(
             self.model,
             self.codec,
             lambda frames_TCHW, index: self.score(frames_TCHW, draws[index]),
-            torch.stack([self.noise(draw) for draw in draws]),
-            stack_conditions([draw.sample.condition for draw in draws]),
-            self.sigmas,
+            sample(self.model, noise, condition, self.sigmas[: first + 1], frozen=True),
+            condition,
+            self.sigmas[first:],
             grad_steps=wanted.grad_steps,
             reward_weight=wanted.reward_weight,
             kl_weight=wanted.kl_weight,
@@ -140,8 +149,8 @@ class IproObjective:
 
     def score(self, frames_TCHW: Tensor, draw: Draw) -> RewardScore:
         """The reward of one generated video, differentiable in its frames."""
-        sample = draw.sample
-        pool = sample.pool
+        wanted = draw.sample
+        pool = wanted.pool
         if pool is not None and not self.settings.pool_first_frame:
             pool = without_first_frame(pool)
         person = person_faces(
@@ -149,12 +158,12 @@ class IproObjective:
             self.detector,
             self.recognizer,
             pool=pool,
-            reference_D=sample.reference_D,
+            reference_D=wanted.reference_D,
             choose=self.settings.choose,
             jitter=self.settings.landmark_jitter,
             generator=draw.generator,
         )
-        return self.reward(GeneratedVideo((person,), sample.prompt, frames_TCHW))
+        return self.reward(GeneratedVideo((person,), wanted.prompt, frames_TCHW))
 
 
 def microbatches(batch: Sequence[Draw], size: int) -> Iterator[Sequence[Draw]]:

@@ -68,6 +68,7 @@ PAPER = Preset(
     IproSettings(
         steps=8,  # 5.1, Wan2.2-Lightning without classifier-free guidance
         shift=5.0,  # code, euler.py:16-21; the paper names none
+        first_tuned_step=3,  # 5.1, all but the low-noise expert is frozen; Wan's boundary 0.9
         grad_steps=4,  # 5.1
         reward_weight=0.1,  # 5.1
         kl_weight=1.0,  # 5.1
@@ -89,6 +90,7 @@ AUTHORS_CODE = Preset(
     IproSettings(
         steps=8,  # euler.py:49-61
         shift=5.0,  # euler.py:16-21
+        first_tuned_step=3,  # module:52-55, the low-noise expert from t < 900
         grad_steps=4,  # config:45-47, steps 4 to 7 of 0 to 7
         reward_weight=0.1 / 0.16,  # module:285-286, −(score − 0.54) / 0.16 · 0.1; the offset has no gradient
         kl_weight=1.0,  # module:93
