@@ -80,7 +80,7 @@ class RedCells(nn.Module):
         outputs = []
         for stride in STRIDES:
             plane = nn.functional.interpolate(face, scale_factor=32 // stride, mode="nearest")
-            score = torch.cat([plane * (stride == 32), plane * 0], dim=1)
+            score = torch.cat([plane * float(stride == 32), plane * 0], dim=1)
             outputs.append(score.permute(0, 2, 3, 1).reshape(-1, 1))
         for numbers in ((0.0, 0.0, 31.0, 31.0), sum(self.POINTS, ())):
             for level in range(3):
