@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..evaluation.facesim import face_sim
+from ..evaluation.facesim import embed_reference, find_reference, similarity
 from ..evaluation.motion import head_motion, head_turn
 from ..faces.alignment import crop_faces
 from ..faces.detector import Detector
 from ..faces.recognizer import Recognizer
+from ..faces.tracks import find_person
 from ..models.wan import WanVideoModel
 from ..sampling.flow import shifted_sigmas
 from ..sampling.rollout import sample
-from ..types import Face
 from .codec import LinearCodec
 from .scenes import TinyScene, scene_condition
 from .train_faces import draw_crops, draw_crowds
@@ -113,36 +113,41 @@ def sample_scenes(
     return torch.cat(videos).clamp(0, 1)
 
 
+@torch.no_grad()
 def likeness(
-    videos_NTCHW: Tensor, scenes: Sequence[TinyScene], detector: Detector, recognizer: Recognizer
+    videos_NTCHW: Tensor,
+    scenes: Sequence[TinyScene],
+    detector: Detector,
+    recognizer: Recognizer,
+    judge: Recognizer,
 ) -> dict[str, float | list[float]]:
-    """FaceSim to the first frame (frames 1 to 8, a lost face counts 0) and to the real clip's pool, and
-    motion."""
-    sims = [
-        face_sim(video, scene.first_CHW, detector, recognizer)
-        for video, scene in zip(videos_NTCHW, scenes, strict=True)
-    ]
-    per_frame = torch.stack([sim.cosine_T.nan_to_num(0.0) for sim in sims])
-    pools, motions, turns = [], [], []
-    for video, scene in zip(videos_NTCHW, scenes, strict=True):
-        found = [_subject(faces, scene) for faces in detector.detect(video)]
-        seen = torch.tensor([face is not None for face in found])
-        if seen.sum() < 3:
+    """FaceSim to the first frame (frames 1 to 8, a lost face counts 0), by the judge too, to the real clip's
+    pool, frame by frame, and motion; means over videos. Scenes whose first frame has no face are left out."""
+    rows = []
+    for video_TCHW, scene in zip(videos_NTCHW, scenes, strict=True):
+        if not detector.detect(scene.first_CHW[None])[0]:
             continue
-        points = torch.stack([face.points_52 if face else torch.zeros(5, 2) for face in found])
-        made = recognizer.embed(crop_faces(video[seen], points[seen]))
+        face = find_reference(scene.first_CHW, detector)
+        reference_D = embed_reference(scene.first_CHW, face, recognizer)
+        track = find_person(video_TCHW, detector, recognizer, reference_D=reference_D)
+        sim = similarity(video_TCHW, track, reference_D, recognizer)
+        seen_by_judge = embed_reference(scene.first_CHW, face, judge)
+        made = recognizer.embed(crop_faces(video_TCHW[track.seen_T], track.points_T52[track.seen_T]))
         real = recognizer.embed(crop_faces(scene.frames_TCHW, scene.points_TK52[:, 0]))
-        pools.append((made @ real.T).mean().item())
-        motions.append(head_motion(points, seen))
-        turns.append(head_turn(points, seen))
-    return {
-        "first": per_frame[:, 1:].mean().item(),
-        "pool": sum(pools) / len(pools),
-        "per_frame": [round(value, 3) for value in per_frame.mean(0).tolist()],
-        "coverage": sum(sim.coverage for sim in sims) / len(sims),
-        "head_motion": sum(motions) / len(motions),
-        "head_turn": sum(turns) / len(turns),
-    }
+        rows.append(
+            (
+                sim.all,
+                similarity(video_TCHW, track, seen_by_judge, judge).all,
+                (made @ real.T).mean().item(),
+                sim.coverage,
+                head_motion(track.points_T52, track.seen_T),
+                head_turn(track.points_T52, track.seen_T),
+                *sim.cosine_T.nan_to_num(0.0).tolist(),
+            )
+        )
+    names = ("first", "judge", "pool", "coverage", "head_motion", "head_turn")
+    means = torch.tensor(rows).nanmean(0).tolist()
+    return {**dict(zip(names, means[:6], strict=True)), "per_frame": [round(x, 3) for x in means[6:]]}
 
 
 @torch.no_grad()
@@ -153,8 +158,3 @@ def stranger_floor(scenes: Sequence[TinyScene], recognizer: Recognizer) -> float
     embeddings = recognizer.embed(crop_faces(frames, points))
     cosines = embeddings @ embeddings.T
     return ((cosines.sum() - len(cosines)) / (len(cosines) * (len(cosines) - 1))).item()
-
-
-def _subject(faces: list[Face], scene: TinyScene) -> Face | None:
-    """The largest face: in the tiny world's clips person 0 is in front of a smaller bystander."""
-    return max(faces, key=lambda face: float((face.box_4[2:] - face.box_4[:2]).prod()), default=None)

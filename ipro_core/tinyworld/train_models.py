@@ -24,7 +24,7 @@ from .scenes import tiny_scenes
 from .train_faces import train_detector, train_recognizer
 from .train_video import fit_codec, train_video
 
-BUDGETS = {"recognizer": 300.0, "judge": 300.0, "detector": 300.0, "video": 1500.0}
+BUDGETS = {"recognizer": 170.0, "judge": 150.0, "detector": 430.0, "video": 2400.0}
 
 
 def make_codec(_: Path) -> None:
@@ -92,7 +92,7 @@ def make_figures(_: Path) -> None:
             "untrained": verification(lambda crops, fresh=fresh: fresh(crops * 2 - 1), people=60),
         }
     figures["detector"] = detection(world.detector)
-    scenes = list(tiny_scenes("checks", 96))
+    scenes = list(tiny_scenes("checks", 64))
     real = torch.stack([scene.frames_TCHW for scene in scenes])
     coded = world.codec.decode(world.codec.encode(real)).clamp(0, 1)
     error = (coded - real).square().mean((0, 2, 3, 4))
@@ -103,10 +103,7 @@ def make_figures(_: Path) -> None:
         for shift in (5.0, 3.0, 2.0)
     }
     figures["video"] = {
-        name: {
-            **likeness(video, scenes, world.detector, world.recognizer),
-            "judge": likeness(video, scenes, world.detector, world.judge)["first"],
-        }
+        name: likeness(video, scenes, world.detector, world.recognizer, world.judge)
         for name, video in videos.items()
     }
     figures["strangers"] = stranger_floor(scenes, world.recognizer)
