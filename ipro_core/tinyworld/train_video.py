@@ -33,8 +33,8 @@ SHAPE = {
     "qk_norm": "rms_norm_across_heads",
     "image_dim": None,
 }
-"""WanTransformer3DModel in I2V-A14B's pattern, at dim 128. Real Wan heads are 128 wide; here there are four of
-32, which the file's metadata says."""
+"""WanTransformer3DModel in I2V-A14B's pattern, at dim 128. Real Wan heads are 128 wide; here there are four
+of 32, which the file's metadata says."""
 
 
 STEPS = 8
