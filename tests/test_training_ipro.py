@@ -13,6 +13,8 @@ from toys import ToyCodec, ToyModel
 from ipro_core.faces.alignment import TEMPLATE_52
 from ipro_core.rewards.face_pool import FacePoolReward
 from ipro_core.runs import Run
+from ipro_core.sampling.gradient import reward_gradient
+from ipro_core.sampling.rollout import sample as sampled
 from ipro_core.training.ipro import (
     IproObjective,
     IproSettings,
@@ -144,6 +146,31 @@ def test_lost_frames_lower_the_coverage_and_the_reward_but_not_the_score():
     assert metrics["reward"] <= 2 / 3 * metrics["score"] + 1e-6
     _, skipped = gradient_and_metrics(objective(sees=lambda t: t != 1, missing="skip"), [sample(1)])
     assert skipped["reward"] == pytest.approx(skipped["score"])
+
+
+def test_the_frozen_model_takes_the_steps_before_the_first_tuned_one():
+    # Where the frozen model has taken every step but the last, the gradient is that of one step from its x.
+    late, whole = replace(SETTINGS, first_tuned_step=SETTINGS.steps - 1, grad_steps=1), objective()
+    gradient, _ = gradient_and_metrics(objective(late), [sample(0)])
+    (draw,) = draw_batch([sample(0)], replace(LOOP, batch_size=1), 0)
+    noise = whole.noise(draw)[None]
+    before = sampled(whole.model, noise, draw.sample.condition, whole.sigmas[:-1], frozen=True)
+    reward_gradient(
+        whole.model,
+        whole.codec,
+        lambda frames_TCHW, _: whole.score(frames_TCHW, draw),
+        before,
+        draw.sample.condition,
+        whole.sigmas[-2:],
+        grad_steps=1,
+        reward_weight=SETTINGS.reward_weight,
+        kl_weight=SETTINGS.kl_weight,
+        kl_weighting=SETTINGS.kl_weighting,
+    )
+    expected = torch.cat(
+        [p.grad.flatten() for p in whole.model.adapter_parameters().values() if p.grad is not None]
+    )
+    torch.testing.assert_close(gradient, expected)
 
 
 def test_noise_is_each_draws_own_or_one_for_all():

@@ -36,10 +36,10 @@ def line_chart(
     height: int = 260,
 ) -> str:
     """Lines over x (default 0, 1, …), and level marks (name, value, kind) drawn across. NaN leaves a gap."""
-    left, right, top, bottom = 46, 12, 14, 34
     x = list(x) or list(range(max((len(line.y) for line in lines), default=0)))
     values = [value for line in lines for value in (*line.y, *line.low, *line.high)]
     ticks = _ticks([value for value in values + [level[1] for level in levels] if math.isfinite(value)])
+    left, right, top, bottom = 16 + 9 * max(len(_short(tick)) for tick in ticks), 12, 14, 34
     low, high = ticks[0], ticks[-1]
     first, last = (min(x), max(x)) if x else (0, 1)
 
