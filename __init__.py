@@ -1,1 +1,1 @@
-"""ComfyUI's door to the pack. It imports nothing: the core is used from the command line until its nodes are here."""
+"""ComfyUI's door to the pack. It imports nothing: until its nodes are here, use the command line."""
