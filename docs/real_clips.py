@@ -465,8 +465,8 @@ def main() -> None:
         figures[name]["codec_ceiling"] = codec_ceiling(codec, faces, clips, asked.scenes)
         settings = {"people": name, **asdict(IPRO), **asdict(LOOP), "rank": RANK}
         write_report(asked.run / f"report-{name}.html", comparison, steps=steps, settings=settings)
-    figures["minutes"] = round((time.perf_counter() - began) / 60, 1)
-    (asked.run / "figures.json").write_text(json.dumps(figures, indent=2))
+        figures["minutes"] = round((time.perf_counter() - began) / 60, 1)
+        (asked.run / "figures.json").write_text(json.dumps(figures, indent=2))
     print(json.dumps(figures))
 
 
