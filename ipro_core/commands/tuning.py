@@ -88,7 +88,7 @@ def _tune(options: argparse.Namespace) -> Studio:
             studio.model, studio.codec, studio.detector, studio.recognizer, plan.reward, plan.ipro
         )
         with closing(train_loop(studio.model, objective, samples, plan.loop, run)) as records:
-            bar = progress(records, "tuning", total=plan.loop.updates)
+            bar: Any = progress(records, "tuning", total=plan.loop.updates)
             for record in bar:
                 bar.set_postfix(reward=f"{record.metrics['reward']:.3f}", kl=f"{record.metrics['kl']:.4f}")
         export_lora(studio.model, run.adapters / LORA, {"ipro.settings": json.dumps(run.config)})

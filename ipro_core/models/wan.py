@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -189,14 +189,10 @@ class WanVideoModel:
                 layer.lora_A[adapter].requires_grad_(adapter == _OURS)
                 layer.lora_B[adapter].requires_grad_(adapter == _OURS)
 
-    @cached_property
+    @property
     def base_sha256(self) -> str:
         """Of the file the frozen weights came from."""
-        digest = hashlib.sha256()
-        with self.path.open("rb") as file:
-            while chunk := file.read(1 << 24):
-                digest.update(chunk)
-        return digest.hexdigest()
+        return _sha256(self.path)
 
     def _remove_ours(self) -> None:
         self._activate([name for name in self._active if name != _OURS])
@@ -231,3 +227,12 @@ class WanVideoModel:
                 return block(*inputs)
 
         return checkpoint(run, *inputs, use_reentrant=False)  # pyright: ignore[reportReturnType]
+
+
+@cache
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 24):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -8,7 +8,7 @@ resumed run needs only the adapter and the optimiser's moments to continue bit f
 import hashlib
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -82,7 +82,7 @@ def train(
     samples: Sequence[Any],
     settings: LoopSettings,
     run: Run | None = None,
-) -> Iterator[StepRecord]:
+) -> Generator[StepRecord, None, None]:
     """Optimise the model's adapter in place with Adam, yielding a record after each update.
 
     With a run, it continues from the run's last state, or begins at 0, and saves a state every

@@ -32,16 +32,20 @@ class Preset:
         if name := settings.pop("reward", None):
             if name not in reward_catalogue():
                 raise ValueError(f"There is no reward {name}: choose {', '.join(reward_catalogue())}.")
-            kept = {key: value for key, value in asdict(reward).items()}
-            reward = reward_catalogue()[name](**kept)
-        loop, ipro, reward = (
-            replace(part, **{f.name: settings.pop(f.name) for f in fields(part) if f.name in settings})
-            for part in (self.loop, self.ipro, reward)
+            reward = reward_catalogue()[name](**asdict(reward))
+
+        def of(part: Any) -> dict[str, Any]:
+            return {f.name: settings.pop(f.name) for f in fields(part) if f.name in settings}
+
+        preset = Preset(
+            replace(self.loop, **of(self.loop)),
+            replace(self.ipro, **of(self.ipro)),
+            replace(reward, **of(reward)),
+            settings.pop("rank", self.rank),
         )
-        rank = settings.pop("rank", self.rank)
         if settings:
             raise ValueError(f"There is no setting {', '.join(settings)}: `ipro train --help` lists them.")
-        return Preset(loop, ipro, reward, rank)
+        return preset
 
     def config(self) -> dict[str, Any]:
         """As config.json keeps it."""
