@@ -112,17 +112,20 @@ rounded to bfloat16 after every step."""
 
 TINY = Preset(
     LoopSettings(
-        updates=100,  # prototype of the embedded world
-        batch_size=6,  # prototype
-        learning_rate=5e-4,  # prototype 1e-4 on all weights; a LoRA, of fewer, takes larger steps
+        updates=80,  # measured: the gain is nearly all there after 40
+        batch_size=6,  # prototype of the embedded world
+        learning_rate=1e-3,  # measured; prototype 1e-4 on all weights, a LoRA, of fewer, takes larger steps
         checkpoint_every=20,
     ),
     IproSettings(
-        steps=8,
-        shift=5.0,
-        grad_steps=3,  # prototype
+        steps=8,  # 5.1
+        shift=5.0,  # measured: the base model is best there, before 3 and 2
+        grad_steps=4,  # 5.1
+        first_tuned_step=4,  # every tuned step is a gradient step
         reward_weight=1.0,  # prototype
-        kl_weight=3.0,  # prototype 1 on the sum over K = 3 steps; here it weighs their mean
+        # Measured on 24 scenes: FaceSim +0.10 with 0.59 of the head motion left at weight 4, +0.03 with 0.91
+        # at 25. Between them lies what keeps the head moving.
+        kl_weight=16.0,
         kl_weighting="uniform",  # prototype
         microbatch=6,  # fits any machine
     ),
