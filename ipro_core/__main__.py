@@ -8,8 +8,12 @@ import argparse
 import errno
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
+
+# Before torch is loaded: threads that wait without spinning, or a busy machine makes them ten times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from .commands import COMMANDS
 

@@ -169,7 +169,7 @@ def test_without_a_reward_the_demo_finds_no_gain(tmp_path, capsys):
 
 
 def test_with_its_reward_the_demo_finds_a_gain_and_leaves_everything_behind(tmp_path, capsys):
-    few = ["--updates", "40", "--scenes", "24", "--held-out", "16", "--seeds", "1"]
+    few = ["--updates", "24", "--scenes", "24", "--kl-weight", "4", "--held-out", "12", "--seeds", "1"]
     assert main(["demo", "--run", str(tmp_path / "run"), *few]) == 0
     figures = answer(capsys)
     assert figures["gain_ci95"][0] > 0
