@@ -187,7 +187,7 @@ def test_the_gradient_through_crop_and_recogniser_is_the_slope():
         return person_faces(frames, detector, recognizer, track=track).embeddings_TD[0] @ wanted
 
     (gradient,) = torch.autograd.grad(score(frame), frame)
-    step = 1e-6
+    step = 1e-8  # at 1e-6 some of the network's half a million units pass their kink on the way
     with torch.no_grad():
         slope = (score(frame + step * direction) - score(frame - step * direction)) / (2 * step)
     assert slope.item() == pytest.approx((gradient * direction).sum().item(), rel=1e-4)
