@@ -98,6 +98,6 @@ def test_the_core_never_unpickles_and_never_prints():
         speaks = room_of(source) in ("__main__", "commands") or source.name == "train_models.py"
         calls = [node.func for node in ast.walk(ast.parse(source.read_text())) if isinstance(node, ast.Call)]
         called = {ast.unparse(call) for call in calls}
-        # train_video.py takes up its own checkpoint, with weights_only; nothing that users run does even that.
+        # train_video.py takes up its own checkpoint, weights_only; what users run does not even that.
         assert "torch.load" not in called or source.name == "train_video.py", source
         assert speaks or "print" not in called, source
