@@ -22,6 +22,7 @@ from ipro_core.tinyworld import FACE_PACK
 from ipro_core.types import FacePool
 
 ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
 SMALL = ["--scenes", "3", "--batch-size", "2", "--microbatch", "2", "--checkpoint-every", "1"]
 
 
@@ -59,6 +60,29 @@ def test_pool_and_score_report_as_json(tmp_path, clip, capsys):
     # A clip against its own pool: the mean of all cosines, the diagonal's ones included, is ceiling².
     assert scored["score"] == pytest.approx(built["ceiling"] ** 2, abs=1e-4)
     assert len(scored["per_frame"]) == 9
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared: real clips and networks")
+def test_real_clips_tell_a_person_from_another_by_a_margin(tmp_path, capsys):
+    clips, pool = SHARED / "media" / "derived", tmp_path / "pool.safetensors"
+    faces = [
+        "--faces",
+        str(SHARED / "weights" / "insightface" / "models" / "antelopev2"),
+        "--fps",
+        "1",
+        "--json",
+    ]
+    assert main(["pool", str(clips / "i2v81_walk_lp_s18.mp4"), "-o", str(pool), *faces]) == 0
+    built = answer(capsys)
+    assert built["coverage"] == 1.0
+    assert 130 < built["face_px"][0] <= built["face_px"][2] < 170
+    assert built["self_similarity"] > 0.9
+    scores = {}
+    for name in ("i2v81_small_s18", "i2v81_dolly_lp_s20"):
+        assert main(["score", str(clips / f"{name}.mp4"), "--pool", str(pool), *faces]) == 0
+        scores[name] = answer(capsys)["score"]
+    assert scores["i2v81_small_s18"] > 0.8
+    assert scores["i2v81_dolly_lp_s20"] < 0.3
 
 
 def test_a_missing_and_an_unreadable_video_are_refused(tmp_path, capsys):
