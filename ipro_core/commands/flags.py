@@ -15,6 +15,11 @@ Item = TypeVar("Item")
 
 def progress(items: Iterable[Item], what: str, total: int | None = None) -> Iterable[Item]:
     """The items, with a bar and the time left on stderr."""
+    return progress_bar(what, total, items)
+
+
+def progress_bar(what: str, total: int | None = None, items: Iterable[Any] | None = None) -> Any:
+    """A bar on stderr that its owner moves by `update`."""
     from tqdm import tqdm
 
     return tqdm(items, desc=what, total=total, unit="", leave=False, dynamic_ncols=True)

@@ -1,30 +1,31 @@
 """`ipro pool` and `ipro score`: the faces of real clips, and videos held against them."""
 
 import argparse
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
-from ..clips.video import read_frames
+from ..clips.video import iterate_frames, probe
 from ..faces.packs import find_pack, load_face_models
 from ..faces.pool import build_pool, inspect_pool, merge_pools
-from ..faces.tracks import person_faces
+from ..faces.tracks import person_of_video
 from ..rewards.base import reward_catalogue
 from ..types import FacePool, GeneratedVideo
-from .flags import pack_of, pack_roots, progress
+from .flags import pack_of, pack_roots, progress_bar
 
 
 def pool(options: argparse.Namespace) -> dict[str, Any]:
     """Collect the faces of one person's clips into a face pool (Section 4.2)."""
     detector, recognizer = load_face_models(find_pack(options.faces, pack_roots()))
-    pools = []
-    for video in progress(options.videos, "clips"):
-        frames_TCHW = read_frames(video, fps=options.fps or None, max_side=options.max_side)
-        pools.append(
-            build_pool(frames_TCHW, detector, recognizer, source=video.name, min_face=options.min_face)
+    pools = [
+        build_pool(
+            _watched(video, options), detector, recognizer, source=video.name, min_face=options.min_face
         )
+        for video in options.videos
+    ]
     whole = merge_pools(pools) if len(pools) > 1 else pools[0]
     whole.save(options.out)
     facts = inspect_pool(whole)
@@ -52,17 +53,15 @@ def score(options: argparse.Namespace) -> dict[str, Any]:
             f"The pool was built with {reference.recognizer}, but the face pack holds {recognizer.name}: "
             "give the pack that built the pool with --faces."
         )
-    frames_TCHW = read_frames(options.video, fps=options.fps or None, max_side=options.max_side)
-    with torch.no_grad():
-        person = person_faces(frames_TCHW, detector, recognizer, pool=reference)
-        result = reward_catalogue()[options.reward]()(GeneratedVideo((person,)))
+    person = person_of_video(lambda: _watched(options.video, options), detector, recognizer, pool=reference)
+    result = reward_catalogue()[options.reward]()(GeneratedVideo((person,)))
     value, coverage = result.value.item(), person.seen_T.float().mean().item()
     print(f"{options.video}: {value:.3f} of {reference.ceiling:.3f}, face in {coverage:.0%} of the frames")
     return {
         "score": value,
         "ceiling": reference.ceiling,
         "coverage": coverage,
-        "frames": len(frames_TCHW),
+        "frames": len(person.seen_T),
         "per_frame": [None if value != value else value for value in result.per_frame_T.tolist()],
         "recognizer": recognizer.name,
     }
@@ -75,6 +74,21 @@ def score_arguments(parser: argparse.ArgumentParser) -> None:
         "--reward", choices=["face-pool", "aligned"], default="face-pool", help="How to score."
     )
     _add_reading(parser, faces=None)
+
+
+def _watched(video: Path, options: argparse.Namespace) -> Iterator[Tensor]:
+    """The video's frames a few at a time, with a bar."""
+    facts = probe(video)
+    total = round(facts.duration * options.fps) if options.fps else facts.frames
+    pieces = iterate_frames(video, fps=options.fps or None, max_side=options.max_side, chunk=PIECE)
+    with progress_bar(video.name, total) as bar:
+        for piece_TCHW in pieces:
+            yield piece_TCHW
+            bar.update(len(piece_TCHW))
+
+
+PIECE = 16
+"""Frames in memory at a time: 400 MB at 1080 lines."""
 
 
 def _add_reading(parser: argparse.ArgumentParser, faces: str | None) -> None:

@@ -1,16 +1,15 @@
 """Face pools: every face of a real clip as an embedding, the references of FSM (Section 4.2)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..types import FacePool as FacePool
-from ..types import FaceTrack
 from .detector import Detector
 from .recognizer import Recognizer
-from .tracks import Choose, embed_faces, find_person
+from .tracks import Choose, follow_person, see_faces
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class PoolFigures:
 
 
 def build_pool(
-    frames_TCHW: Tensor,
+    frames_TCHW: Tensor | Iterable[Tensor],
     detector: Detector,
     recognizer: Recognizer,
     *,
@@ -42,47 +41,41 @@ def build_pool(
     min_face: float = 24.0,
     keep_first: bool = True,
     source: str = "",
-    track: FaceTrack | None = None,
 ) -> FacePool:
     """The pool of one person of a real clip.
 
     Args:
-        frames_TCHW: in [0, 1].
+        frames_TCHW: in [0, 1]; or such pieces of the clip one after the other, if it is long.
         choose, reference_D: who, see `track_person`.
         min_face: the least shorter side of a face's box, in pixels: below 24 the recogniser sees noise.
         keep_first: False leaves frame 0, the condition in image-to-video, out as the authors' code does.
         source: the clip's name, for people to read.
-        track: where the person is, if the caller knows.
 
     Raises:
         ValueError: the clip shows no face, or none large enough.
     """
-    if track is None:
-        track = find_person(frames_TCHW, detector, recognizer, choose=choose, reference_D=reference_D)
-    clip, frames = source or "the clip", len(frames_TCHW)
-    if not track.seen_T.any():
+    seen = see_faces(frames_TCHW, detector, recognizer)
+    followed = follow_person(seen.detections, seen.embeddings, choose=choose, reference_D=reference_D)
+    clip, frames = source or "the clip", len(seen.detections)
+    if not followed:
         raise ValueError(f"None of the {frames} frames of {clip} shows a face: choose a clip that shows one.")
-    wanted_T = track.seen_T.clone()
-    if not keep_first:
-        wanted_T[:1] = False
-    if not wanted_T.any():
+    boxes = {t: seen.detections[t][face].box_4 for t, face in sorted(followed.items()) if t or keep_first}
+    if not boxes:
         raise ValueError(
             f"Only frame 0 of {clip} shows a face, and it is left out: keep it, or choose another."
         )
-    size_T = _face_px(track.boxes_T4)
-    kept_T = wanted_T & (size_T >= min_face)
-    if not kept_T.any():
-        largest = size_T[wanted_T].max().item()
+    size_N = _face_px(torch.stack(list(boxes.values())))
+    kept = [t for t, size in zip(boxes, size_N.tolist(), strict=True) if size >= min_face]
+    if not kept:
         raise ValueError(
-            f"The faces of {clip} are too small for a pool, at most {largest:.0f} px where {min_face:.0f} px "
-            "are wanted: choose a closer clip, or lower the limit."
+            f"The faces of {clip} are too small for a pool, at most {size_N.max():.0f} px where "
+            f"{min_face:.0f} px are wanted: choose a closer clip, or lower the limit."
         )
-    frames_P = kept_T.nonzero()[:, 0]
     return FacePool(
-        embed_faces(frames_TCHW, frames_P, track.points_T52[frames_P], recognizer),
-        frames_P,
-        track.seen_T,
-        track.boxes_T4[frames_P],
+        torch.stack([seen.embeddings[t][followed[t]] for t in kept]),
+        torch.tensor(kept),
+        torch.tensor([t in followed for t in range(frames)]),
+        torch.stack([boxes[t] for t in kept]),
         recognizer.name,
         source,
     )

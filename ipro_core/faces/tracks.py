@@ -1,6 +1,7 @@
 """One person through one video: which of the detected faces is theirs, and their embeddings (φ in Eq. 5)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -20,6 +21,36 @@ SAME_PLACE = 0.3
 """Overlap (intersection over union) with the subject's last box from which a face may be the subject's ..."""
 OTHER_PERSON = 0.15
 """... unless its cosine says that someone else stands there now."""
+
+
+@dataclass(frozen=True, eq=False)
+class SeenFaces:
+    """Every face of a video: what is kept of frames that do not fit into memory."""
+
+    detections: list[list[Face]]
+    """Of every frame."""
+    embeddings: list[Tensor]
+    """Of the same faces, (F, D) a frame, unit length."""
+
+
+def see_faces(
+    frames: Tensor | Iterable[Tensor], detector: Detector, recognizer: Recognizer, *, threshold: float = 0.5
+) -> SeenFaces:
+    """Detect and embed every face, without gradients.
+
+    Args:
+        frames: (T, 3, H, W) in [0, 1], or such pieces of a video one after the other.
+    """
+    seen = SeenFaces([], [])
+    for piece_TCHW in [frames] if isinstance(frames, Tensor) else frames:
+        detections = detector.detect(piece_TCHW, threshold)
+        counts = [len(faces) for faces in detections]
+        frames_F = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+        points = [face.points_52 for faces in detections for face in faces]
+        points_F52 = torch.stack(points) if points else torch.zeros(0, 5, 2)
+        seen.detections.extend(detections)
+        seen.embeddings.extend(embed_faces(piece_TCHW, frames_F, points_F52, recognizer).split(counts))
+    return seen
 
 
 def track_person(
@@ -42,33 +73,41 @@ def track_person(
     Returns:
         The track. Frames without the subject carry boxes and points of the seen frames around them.
     """
-    chosen: dict[int, Face] = {}
+    followed = follow_person(detections, embeddings, choose=choose, reference_D=reference_D)
+    return _fill_gaps({t: detections[t][face] for t, face in followed.items()}, len(detections))
+
+
+def follow_person(
+    detections: Sequence[Sequence[Face]],
+    embeddings: Sequence[Tensor] | None = None,
+    *,
+    choose: Choose = "tracked",
+    reference_D: Tensor | None = None,
+) -> dict[int, int]:
+    """Which face of which frame is the person's: frame → index. See `track_person`."""
     with_faces = [t for t, faces in enumerate(detections) if faces]
     if choose == "largest" or not with_faces:
-        chosen = {t: max(detections[t], key=_area) for t in with_faces}
-        return _fill_gaps(chosen, len(detections))
+        return {t: max(range(len(detections[t])), key=lambda f: _area(detections[t][f])) for t in with_faces}
     features = embeddings or [torch.zeros(len(faces), 1) for faces in detections]
     anchor, subject = _anchor(detections, features, with_faces, reference_D)
     likeness = features[anchor][subject] if reference_D is None else reference_D.to(features[anchor])
-    for order in (range(anchor, len(detections)), range(anchor, -1, -1)):
+    chosen = {anchor: subject}
+    for order in (range(anchor + 1, len(detections)), range(anchor - 1, -1, -1)):
         last, last_D = detections[anchor][subject], features[anchor][subject]
         for t in order:
-            if t == anchor:
-                chosen[t] = last
-            elif detections[t]:
-                place_F = torch.stack([_overlap(last, face) for face in detections[t]])
-                # Also like the last face: a person may drift away from the reference, step by step.
-                person_F = torch.maximum(features[t] @ likeness, features[t] @ last_D)
-                if embeddings is None:
-                    person_F = torch.full_like(place_F, OTHER_PERSON)
-                is_subject_F = (person_F >= SAME_PERSON) | (
-                    (place_F >= SAME_PLACE) & (person_F >= OTHER_PERSON)
-                )
-                best = int((person_F + place_F).where(is_subject_F, torch.tensor(-torch.inf)).argmax())
-                if is_subject_F[best]:
-                    chosen[t] = last = detections[t][best]
-                    last_D = features[t][best]
-    return _fill_gaps(chosen, len(detections))
+            if not detections[t]:
+                continue
+            place_F = torch.stack([_overlap(last, face) for face in detections[t]])
+            # Also like the last face: a person may drift away from the reference, step by step.
+            person_F = torch.maximum(features[t] @ likeness, features[t] @ last_D)
+            if embeddings is None:
+                person_F = torch.full_like(place_F, OTHER_PERSON)
+            is_subject_F = (person_F >= SAME_PERSON) | ((place_F >= SAME_PLACE) & (person_F >= OTHER_PERSON))
+            best = int((person_F + place_F).where(is_subject_F, torch.tensor(-torch.inf)).argmax())
+            if is_subject_F[best]:
+                chosen[t] = best
+                last, last_D = detections[t][best], features[t][best]
+    return chosen
 
 
 def find_person(
@@ -81,18 +120,11 @@ def find_person(
     threshold: float = 0.5,
 ) -> FaceTrack:
     """Detect every face and follow one person; see `track_person`. Without gradients."""
-    frames = frames_TCHW.detach()
-    detections = detector.detect(frames, threshold)
     if choose == "largest":
-        return track_person(detections, choose=choose)
-    counts = [len(faces) for faces in detections]
-    if not sum(counts):
-        return track_person(detections)
-    frames_F = torch.arange(len(frames)).repeat_interleave(torch.tensor(counts))
-    points_F52 = torch.stack([face.points_52 for faces in detections for face in faces])
-    embeddings = embed_faces(frames, frames_F, points_F52, recognizer).split(counts)
+        return track_person(detector.detect(frames_TCHW, threshold), choose=choose)
+    seen = see_faces(frames_TCHW, detector, recognizer, threshold=threshold)
     reference_D = None if reference_D is None else reference_D.detach().cpu().float()
-    return track_person(detections, embeddings, choose=choose, reference_D=reference_D)
+    return track_person(seen.detections, seen.embeddings, choose=choose, reference_D=reference_D)
 
 
 @torch.no_grad()
@@ -100,6 +132,8 @@ def embed_faces(
     frames_TCHW: Tensor, frames_F: Tensor, points_F52: Tensor, recognizer: Recognizer, chunk: int = 32
 ) -> Tensor:
     """The embeddings of faces given by their frame and points, (F, D) on the CPU, without gradients."""
+    if not len(frames_F):
+        return torch.zeros(0, recognizer.dim)
     crops = [
         crop_faces(frames_TCHW.detach()[some.to(frames_TCHW.device)], points, recognizer.size)
         for some, points in zip(frames_F.split(chunk), points_F52.split(chunk), strict=True)
@@ -142,6 +176,27 @@ def person_faces(
         # The zero stays tied to the frames, so that a reward without any face can still be differentiated.
         embeddings_TD = (0 * frames_TCHW[:, 0, 0, :1]).float().expand(-1, recognizer.dim)
     return PersonFaces(embeddings_TD, seen_T, pool, reference_D)
+
+
+@torch.no_grad()
+def person_of_video(
+    read: Callable[[], Iterable[Tensor]], detector: Detector, recognizer: Recognizer, *, pool: FacePool
+) -> PersonFaces:
+    """`person_faces` of a video that does not fit into memory, without gradients.
+
+    Args:
+        read: gives the video's frames, (T, 3, H, W) in [0, 1], piece by piece; called twice.
+    """
+    seen = see_faces(read(), detector, recognizer)
+    track = track_person(seen.detections, seen.embeddings)
+    if not track.seen_T.any():
+        return PersonFaces(torch.zeros(len(track.seen_T), recognizer.dim), track.seen_T, pool)
+    embeddings, begin = [], 0
+    for piece_TCHW in read():
+        points = track.points_T52[begin : begin + len(piece_TCHW)]
+        embeddings.append(embed_faces(piece_TCHW, torch.arange(len(piece_TCHW)), points, recognizer))
+        begin += len(piece_TCHW)
+    return PersonFaces(torch.cat(embeddings), track.seen_T, pool)
 
 
 def _anchor(
