@@ -191,7 +191,7 @@ class Rollout:
     latents: Tensor
     """x_0, (B, C, T, H, W) in latent units."""
     sigmas_K: Tensor
-    """Noise level of each step that carried a gradient."""
+    """Noise level of each gradient step that was compared with the frozen model: by default all K."""
     drift_K: Tensor
     """||v_θ − v_ref||², mean over elements, at those steps."""
 

@@ -73,8 +73,9 @@ def sample(seed: int, frames: int = 3) -> TrainingSample:
 
 def objective(settings=SETTINGS, sees=lambda t: True, **reward) -> IproObjective:
     model, codec = ToyModel(dtype=torch.float32, spread=0.1), ToyCodec(dtype=torch.float32)
-    faces: Any = (ToyDetector(sees), ToyRecognizer())
-    return IproObjective(model, codec, *faces, FacePoolReward(**reward), settings)
+    detector: Any = ToyDetector(sees)
+    recognizer: Any = ToyRecognizer()
+    return IproObjective(model, codec, detector, recognizer, FacePoolReward(**reward), settings)
 
 
 def gradient_and_metrics(of: IproObjective, samples: list[TrainingSample]) -> tuple[Tensor, dict[str, float]]:
@@ -242,3 +243,82 @@ def test_every_knob_can_become_a_flag():
         assert all(
             "%" not in declared.metadata["help"] for declared in settings.__dataclass_fields__.values()
         )
+
+
+# Fewer passes: each choice gives the whole gradient in expectation, hence exactly when every choice is taken
+# once.
+
+
+def chosen_gradients(settings: IproSettings, chosen, wanted: int) -> Tensor:
+    """The mean of the gradients of `wanted` different random choices; `chosen` says what a draw's was."""
+    found: dict[Any, Tensor] = {}
+    for number in range(200):
+        of, generator = objective(settings), torch.Generator().manual_seed(number)
+        noise = torch.randn(4, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(5))
+        of.noise = lambda draw, noise=noise: noise
+        choice = chosen(torch.Generator().manual_seed(number))
+        if choice not in found:
+            for _ in of.gradients([Draw(sample(0), generator)]):
+                pass
+            gradients = [p.grad for p in of.model.adapter_parameters().values() if p.grad is not None]
+            found[choice] = torch.cat([gradient.flatten() for gradient in gradients])
+    assert len(found) == wanted
+    return torch.stack(list(found.values())).mean(dim=0)
+
+
+def test_one_random_frame_has_the_whole_gradient_in_expectation():
+    free = replace(SETTINGS, kl_weight=0.0)
+    whole = chosen_gradients(free, lambda generator: None, 1)
+    one = chosen_gradients(
+        replace(free, gradient_frames=1), lambda g: int(torch.randperm(3, generator=g)[0]), 3
+    )
+    torch.testing.assert_close(one, whole, rtol=1e-4, atol=1e-7)
+
+
+def test_one_random_reference_step_has_the_whole_gradient_in_expectation():
+    whole = chosen_gradients(SETTINGS, lambda generator: None, 1)
+    one = chosen_gradients(
+        replace(SETTINGS, reference_steps=1), lambda g: int(torch.randperm(2, generator=g)[0]), 2
+    )
+    torch.testing.assert_close(one, whole, rtol=1e-4, atol=1e-7)
+
+
+def test_steps_without_an_anchor_make_no_frozen_pass():
+    of = objective(replace(SETTINGS, reference_steps=1))
+    model: Any = of.model
+    passes, frozen = [], model.frozen_velocity
+    model.frozen_velocity = lambda *inputs: passes.append(1) or frozen(*inputs)
+    model.velocity = lambda x, sigma, condition: frozen(x, sigma, condition) + model.up.sum() * x
+    gradient_and_metrics(of, [sample(0)])
+    assert len(passes) == 1
+
+
+def test_a_random_k_is_one_of_those_allowed():
+    allowed = [chosen_gradients(replace(SETTINGS, grad_steps=k), lambda generator: None, 1) for k in (1, 2)]
+    random = replace(SETTINGS, random_grad_steps=True)
+    mean = chosen_gradients(random, lambda g: int(torch.randint(1, 3, (), generator=g)), 2)
+    torch.testing.assert_close(mean, (allowed[0] + allowed[1]) / 2, rtol=1e-4, atol=1e-7)
+
+
+def test_draft_lv_averages_last_steps_that_begin_at_renoised_ends():
+    of, generator = objective(replace(SETTINGS, low_variance=2)), torch.Generator().manual_seed(3)
+    for _ in of.gradients([Draw(sample(0), generator)]):
+        pass
+    gradient = torch.cat(
+        [p.grad.flatten() for p in of.model.adapter_parameters().values() if p.grad is not None]
+    )
+    again, generator = objective(SETTINGS), torch.Generator().manual_seed(3)
+    draw = Draw(sample(0), generator)
+    condition, sigmas = draw.sample.condition, again.sigmas
+    end = sampled(again.model, again.noise(draw)[None], condition, sigmas)
+    for _ in range(2):
+        noise = torch.randn(end.shape, generator=generator)
+        x = (1 - sigmas[-2]) * end + sigmas[-2] * noise  # the flow's own mixture at the last level
+        reward_gradient(
+            again.model, again.codec, lambda frames, _: again.score(frames, draw), x, condition, sigmas[-2:],
+            grad_steps=1, reward_weight=1.0, scale=0.5,
+        )  # fmt: skip
+    expected = torch.cat(
+        [p.grad.flatten() for p in again.model.adapter_parameters().values() if p.grad is not None]
+    )
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-7)

@@ -9,11 +9,11 @@ a_N = dL/dx_N; then the K steps are walked backwards, one step's graph alive at 
     a_i     = a_{i+1} + (∂v/∂x_i)ᵀ dt_i a_{i+1}
 
 It equals plain autograd to rounding, and its memory does not grow with K. Passes of the network per call, N
-steps: N + 2K forward (K of them frozen) and K backward; "detached" adds K − 1 backward.
+steps, R of them compared with the frozen model: N + K + R forward and K backward; "detached" adds up to R.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any, Literal
@@ -46,11 +46,12 @@ def reward_gradient(
     kl_weight: float = 1.0,
     kl_weighting: AnchorWeighting = "sigma",
     kl_through: KLThrough = "detached",
+    anchored: Sequence[int] | None = None,
     scale: float = 1.0,
 ) -> tuple[Rollout, list[RewardScore]]:
     """Sample from x and add dL/dθ to the `.grad` of the model's adapter parameters, where
 
-        L = scale · mean over the batch of (−reward_weight · R + kl_weight · mean over the K `kl_anchor`s).
+        L = scale · mean over the batch of (−reward_weight · R + kl_weight · mean over the `kl_anchor`s).
 
     The paper sums the anchor over the K steps; the authors' code takes the mean, as here (for the sum, give K
     times the weight).
@@ -62,11 +63,13 @@ def reward_gradient(
         grad_steps: K, counted from the end; the steps before it get no gradient (Eq. 4).
         kl_through: the anchor's way through x_t. "detached": none, x_t counts as given. "exact": through
             v_θ(x_t) and v_ref(x_t). "biased": through v_θ(x_t) only, as in the authors' code; 5 to 9 % off.
+        anchored: which of the K steps, from 0, are compared with the frozen model; None: all. A random choice
+            gives the anchor's gradient in expectation and saves the other steps' frozen passes.
         scale: for gradient accumulation: the share of this call in the whole batch.
 
     Returns:
-        The rollout with its drift at the K steps, and each sample's score, detached. A reward that is NaN
-        makes the gradient NaN: stopping is the trainer's business.
+        The rollout with its drift at the anchored steps, and each sample's score, detached. A reward that is
+        NaN makes the gradient NaN: stopping is the trainer's business.
     """
     num_steps = len(sigmas) - 1
     if not 1 <= grad_steps <= num_steps:
@@ -80,30 +83,35 @@ def reward_gradient(
     carried, scores = _pull_reward(codec, score, latents)
     carried = -reward_weight * scale * carried
 
-    drift_K: list[Tensor] = []
     levels = sigmas[-grad_steps - 1 :].tolist()
+    anchored = sorted(range(grad_steps) if anchored is None else anchored)
+    drift: dict[int, Tensor] = {}
     for i in reversed(range(grad_steps)):
         sigma, sigma_next = levels[i], levels[i + 1]
         chained = i > 0  # the first gradient step's x_t is given: what lies before it is cut off
         x_t = states[i].detach().requires_grad_(chained)
         with torch.enable_grad():
             v = model.velocity(x_t, sigma, condition)
-            with torch.set_grad_enabled(kl_through == "exact"):
-                v_ref = model.frozen_velocity(x_t, sigma, condition)
-            reward_part = (sigma_next - sigma) * (carried * v).sum()  # its gradient is the chain's
-            kl_part = kl_weight * scale / grad_steps * kl_anchor(v, v_ref, sigma, kl_weighting)
-            if kl_through == "detached" and chained and kl_weight:
-                # Parameters want both parts' gradients, x_t the reward's alone: two passes of one graph.
-                reward_part.backward(retain_graph=True)
-                carried = carried + _gradient(x_t)
-                kl_part.backward()
-            else:
-                (reward_part + kl_part).backward()
-                carried = carried + _gradient(x_t) if chained else carried
-        drift_K.insert(0, (v - v_ref).square().mean())
+            loss = (sigma_next - sigma) * (carried * v).sum()  # its gradient is the chain's
+            if i in anchored:
+                with torch.set_grad_enabled(kl_through == "exact"):
+                    v_ref = model.frozen_velocity(x_t, sigma, condition)
+                kl_part = kl_weight * scale / len(anchored) * kl_anchor(v, v_ref, sigma, kl_weighting)
+                drift[i] = (v - v_ref).detach().square().mean()
+                if kl_through == "detached" and chained and kl_weight:
+                    # Parameters want both parts' gradients, x_t the reward's alone: two passes of one graph.
+                    loss.backward(retain_graph=True)
+                    carried, loss = carried + _gradient(x_t), kl_part
+                    chained = False
+                else:
+                    loss = loss + kl_part
+            loss.backward()
+        if chained:
+            carried = carried + _gradient(x_t)
 
-    rollout = Rollout(latents, sigmas[-grad_steps - 1 : -1], torch.stack(drift_K))
-    return rollout, scores
+    levels_R = torch.tensor([levels[i] for i in anchored], dtype=sigmas.dtype)
+    drift_R = torch.stack([drift[i] for i in anchored]) if anchored else levels_R
+    return Rollout(latents, levels_R, drift_R), scores
 
 
 def _pull_reward(codec: VideoCodec, score: Score, latents_BCTHW: Tensor) -> tuple[Tensor, list[RewardScore]]:

@@ -17,7 +17,7 @@ from ..sampling.anchor import AnchorWeighting, anchor_weight
 from ..sampling.flow import shifted_sigmas
 from ..sampling.gradient import KLThrough, reward_gradient
 from ..sampling.rollout import sample
-from ..types import FacePool, GeneratedVideo, RewardScore, check_knobs, knob
+from ..types import FacePool, GeneratedVideo, RewardScore, Rollout, check_knobs, knob
 from .loop import Draw
 
 logger = logging.getLogger("ipro")
@@ -72,6 +72,25 @@ class IproSettings:
         "-1: new noise for every draw, the expectation of Eq. 3. Else one noise for all, by this seed.",
         min=-1,
     )
+    reference_steps: int = knob(
+        0,
+        "Of the K steps, how many are compared with the frozen model, drawn anew each time; 0: all. Saves "
+        "passes, right in expectation.",
+        min=0,
+    )
+    gradient_frames: int = knob(
+        0,
+        "Frames, drawn anew each time, through which the reward's gradient flows; 0: all. Saves decoding, "
+        "right in expectation.",
+        min=0,
+    )
+    random_grad_steps: bool = knob(False, "Draw K anew each time, between 1 and grad_steps; fewer passes.")
+    low_variance: int = knob(
+        0,
+        "DRaFT-LV: gradients of the last step alone, averaged over this many renoised ends of one sampled "
+        "video; 0: off.",
+        min=0,
+    )
     microbatch: int = knob(
         1, "Videos of one shape that pass the network together: faster, more memory.", min=1
     )
@@ -107,24 +126,55 @@ class IproObjective:
             yield {name: share * value for name, value in self._gradient(draws, share).items()}
 
     def _gradient(self, draws: Sequence[Draw], share: float) -> dict[str, float]:
-        wanted, first = self.settings, self.settings.first_tuned_step
         condition = stack_conditions([draw.sample.condition for draw in draws])
+        first, generator = self.settings.first_tuned_step, draws[0].generator
         noise = torch.stack([self.noise(draw) for draw in draws])
-        rollout, scores = reward_gradient(
+        x = sample(self.model, noise, condition, self.sigmas[: first + 1], frozen=True)
+        if not self.settings.low_variance:
+            rollout, scores = self._truncated(draws, x, condition, self.sigmas[first:], share)
+            return self._metrics(draws, rollout, scores)
+        # DRaFT-LV (Clark et al. 2024, Section 4.2): many last steps from one sampled video.
+        x = sample(self.model, x, condition, self.sigmas[first:])
+        tails, sigma = self.settings.low_variance, self.sigmas[-2].item()
+        total: dict[str, float] = {}
+        for _ in range(tails):
+            fresh = torch.randn(x.shape, generator=generator).to(x)
+            renoised = torch.lerp(x, fresh, sigma)
+            tail = self._truncated(draws, renoised, condition, self.sigmas[-2:], share / tails)
+            for name, value in self._metrics(draws, *tail).items():
+                total[name] = total.get(name, 0.0) + value / tails
+        return total
+
+    def _truncated(
+        self, draws: Sequence[Draw], x: Tensor, condition: Any, sigmas: Tensor, share: float
+    ) -> tuple[Rollout, list[RewardScore]]:
+        """`reward_gradient` with these settings: how many steps carry gradients, and which are anchored."""
+        wanted, generator = self.settings, draws[0].generator
+        grad_steps, anchored = min(wanted.grad_steps, len(sigmas) - 1), None
+        if wanted.random_grad_steps:
+            grad_steps = int(torch.randint(1, grad_steps + 1, (), generator=generator))
+        if 0 < wanted.reference_steps < grad_steps:
+            anchored = torch.randperm(grad_steps, generator=generator)[: wanted.reference_steps].tolist()
+        return reward_gradient(
             self.model,
             self.codec,
             lambda frames_TCHW, index: self.score(frames_TCHW, draws[index]),
-            sample(self.model, noise, condition, self.sigmas[: first + 1], frozen=True),
+            x,
             condition,
-            self.sigmas[first:],
-            grad_steps=wanted.grad_steps,
+            sigmas,
+            grad_steps=grad_steps,
             reward_weight=wanted.reward_weight,
             kl_weight=wanted.kl_weight,
             kl_weighting=wanted.kl_weighting,
             kl_through=wanted.kl_through,
+            anchored=anchored,
             scale=share,
         )
-        weights = [anchor_weight(sigma, wanted.kl_weighting) for sigma in rollout.sigmas_K.tolist()]
+
+    def _metrics(
+        self, draws: Sequence[Draw], rollout: Rollout, scores: Sequence[RewardScore]
+    ) -> dict[str, float]:
+        weights = [anchor_weight(sigma, self.settings.kl_weighting) for sigma in rollout.sigmas_K.tolist()]
         drift_K = rollout.drift_K.tolist()
         for draw, score in zip(draws, scores, strict=True):
             if not score.seen_T.any() and not self._warned:
@@ -153,6 +203,14 @@ class IproObjective:
         pool = wanted.pool
         if pool is not None and not self.settings.pool_first_frame:
             pool = without_first_frame(pool)
+        frames, kept = len(frames_TCHW), self.settings.gradient_frames
+        if 0 < kept < frames:
+            # Of the other frames only the value counts: their pixels' gradient is cut, that of the kept ones
+            # raised by frames / kept, which gives the whole gradient in expectation.
+            kept_T = torch.zeros(frames, 1, 1, 1, device=frames_TCHW.device)
+            kept_T[torch.randperm(frames, generator=draw.generator)[:kept]] = frames / kept
+            given = frames_TCHW.detach()
+            frames_TCHW = given + kept_T * (frames_TCHW - given)
         person = person_faces(
             frames_TCHW,
             self.detector,
