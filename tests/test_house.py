@@ -15,13 +15,14 @@ SOURCES = sorted(CORE.rglob("*.py"))
 # ARCHITECTURE.md, "Arrows": what each room may import. Everything else may import everything.
 ARROWS = {
     "files": set(),
+    "cache": {"files"},
     "types": {"files"},
     "runs": {"files", "types"},
     "faces": {"files", "types"},
-    "clips": {"files", "types", "faces"},
+    "clips": {"files", "cache", "types", "faces"},
     "rewards": {"types", "faces"},
     "models": {"files", "types"},
-    "sampling": {"types", "models"},
+    "sampling": {"cache", "types", "models"},
     "training": {"types", "faces", "rewards", "models", "sampling", "runs"},
     "evaluation": {"files", "types", "faces", "clips"},
 }
