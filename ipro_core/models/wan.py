@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .base import VideoCodec
 from .lora import LowRank
-from .wan_files import open_wan_file
+from .wan_files import load_transformer, open_wan_file
 from .wan_keys import to_diffusers, to_official
 
 TARGETS = (
@@ -67,29 +67,19 @@ def load_video_model(
     num_heads: int | None = None,
     checkpointing: bool = False,
 ) -> "WanVideoModel":
-    """Open a Wan network under official (ComfyUI) names; the file's shapes tell its configuration.
+    """Open a Wan network of any kind and format that `open_wan_file` knows.
 
     Args:
-        dtype: of the frozen weights; None: as in the file.
+        dtype: of the frozen weights that are not quantised; None: as in the file.
         num_heads: for a network whose heads are not 128 wide and whose file does not say so.
         checkpointing: recompute each block in the backward pass instead of keeping its activations.
 
     Raises:
-        ValueError: the file is missing, damaged, quantised or of another model.
+        ValueError: the file is missing, damaged, of a format that is not read, or of another model.
     """
-    from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed, WanTransformer3DModel
-
     file = open_wan_file(path)
-    with torch.device("meta"):
-        transformer = WanTransformer3DModel(**file.config(num_heads))
-    file.check({to_official(key): tuple(tensor.shape) for key, tensor in transformer.state_dict().items()})
-    transformer.load_state_dict(file.read(device, dtype or file.dtype), strict=True, assign=True)
-    # The rotary tables are in no file and would stay on the meta device.
-    rope = transformer.rope
-    transformer.rope = WanRotaryPosEmbed(rope.attention_head_dim, rope.patch_size, rope.max_seq_len).to(
-        device
-    )
-    return WanVideoModel(transformer.eval(), file.path, checkpointing=checkpointing)
+    transformer = load_transformer(file, device, dtype, num_heads)
+    return WanVideoModel(transformer, file.path, checkpointing=checkpointing)
 
 
 class WanVideoModel:
