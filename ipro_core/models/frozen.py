@@ -104,6 +104,8 @@ class FrozenLinear(nn.Module):
     stored: Tensor
     scale: Tensor | None
     bias: Tensor | None
+    change_OI: Tensor | None
+    """What a frozen LoRA adds to a quantised matrix, in bfloat16."""
 
     def __init__(self, weight: StoredWeight, bias: Tensor | None, in_features: int) -> None:
         super().__init__()
@@ -113,6 +115,17 @@ class FrozenLinear(nn.Module):
         self.register_buffer("stored", weight.stored)
         self.register_buffer("scale", weight.scale)
         self.register_buffer("bias", bias)
+        self.register_buffer("change_OI", None)
+
+    @torch.no_grad()
+    def change(self, difference_OI: Tensor) -> None:
+        """Add to the matrix for good: in its own numbers if they are plain floats, otherwise beside them."""
+        if self.gguf_type is None and self.scale is None and self.stored.element_size() > 1:
+            dtype = torch.promote_types(self.stored.dtype, torch.float32)
+            self.stored.copy_(self.stored.to(dtype) + difference_OI.to(self.stored.device, dtype))
+        else:
+            before = 0 if self.change_OI is None else self.change_OI
+            self.change_OI = (before + difference_OI.to(self.stored.device)).to(torch.bfloat16)
 
     @property
     def stored_weight(self) -> StoredWeight:
@@ -121,7 +134,8 @@ class FrozenLinear(nn.Module):
 
     def weight_in(self, dtype: torch.dtype) -> Tensor:
         """The matrix (out, in), dequantised."""
-        return self.stored_weight.dequantised(dtype)
+        weight_OI = self.stored_weight.dequantised(dtype)
+        return weight_OI if self.change_OI is None else weight_OI + self.change_OI.to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) → (…, out), in x's type."""

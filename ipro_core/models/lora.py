@@ -1,14 +1,14 @@
-"""LoRA files out and in: written under ComfyUI's names, read under everybody's.
+"""LoRA files out and in: written under ComfyUI's names, read under everybody's (`lora_keys`).
 
-W' = W + alpha / rank · up · down        down (R, in)  = lora_A = lora_down
-                                         up   (out, R) = lora_B = lora_up
+What is trained is low rank alone. A LoRA frozen beneath it (Lightning) may also change norms and biases, and
+may hold what this network has no use for: that is told, never dropped without a word.
 """
 
-import re
+import json
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,21 +17,12 @@ from torch import Tensor
 from torch.nn import Linear
 
 from ..files import write_atomically
-from .wan_keys import to_diffusers
+from .lora_keys import LowRank, read_content
 
-_HALF = re.compile(
-    r"(?P<layer>.+)\.(?P<half>lora_A|lora_B|lora_down|lora_up)(\.\w+)?\.weight|(?P<scaled>.+)\.alpha"
-)
-_PREFIX = re.compile(r"^(base_model\.model\.|model\.diffusion_model\.|diffusion_model\.|transformer\.)+")
+SETTINGS = "ipro.settings"
+"""Under this name the metadata holds the run's settings, as JSON."""
 
-
-@dataclass(frozen=True, eq=False)
-class LowRank:
-    """One layer's update: alpha / rank · up · down."""
-
-    down_RI: Tensor
-    up_OR: Tensor
-    alpha: float
+_log = logging.getLogger("ipro")
 
 
 class AdaptedModel(Protocol):
@@ -45,13 +36,16 @@ class AdaptedModel(Protocol):
     def base_sha256(self) -> str: ...
     def adapter(self) -> dict[str, LowRank]: ...
     def place_adapter(self, layers: Mapping[str, LowRank], *, frozen: bool = False) -> None: ...
+    def frozen_shapes(self) -> Mapping[str, tuple[int, ...]]: ...
+    def change_frozen(self, differences: Mapping[str, Tensor]) -> None: ...
 
 
 def export_lora(model: AdaptedModel, path: Path | str, metadata: Mapping[str, str] | None = None) -> None:
     """Write the model's trained adapter as `diffusion_model.blocks.0.self_attn.q.lora_A.weight` and so on.
 
-    ComfyUI loads nothing, without a word, from diffusers' or peft's names. The base file's name and SHA-256
-    are noted beside what `metadata` says.
+    ComfyUI loads nothing, without a word, from diffusers' or peft's names. It scales by alpha / rank and by
+    no other rule, so a rank-stabilised adapter's alpha is written as its scale times its rank. The base
+    file's name and SHA-256 are noted beside what `metadata` says.
 
     Raises:
         OSError: the file cannot be written; an older one stays whole.
@@ -65,70 +59,73 @@ def export_lora(model: AdaptedModel, path: Path | str, metadata: Mapping[str, st
     write_atomically(path, save(tensors, metadata={"format": "pt", **base, **(metadata or {})}))
 
 
-def import_lora(path: Path | str, model: AdaptedModel, *, frozen: bool = False) -> None:
+def import_lora(path: Path | str, model: AdaptedModel, *, frozen: bool = False) -> dict[str, str]:
     """Read a LoRA and put it in place of the model's adapter; or, if frozen, beneath it, as part of v_ref.
 
-    Names may be ComfyUI's, diffusers', peft's or kohya's; without an alpha the update is up · down.
+    Without an alpha the update is up · down. Whole differences go into the frozen weights.
+
+    Returns:
+        The keys that were not used, each with the reason; a warning tells them too. Of a LoRA that is not
+        frozen everything is used.
 
     Raises:
-        ValueError: the file is missing, damaged, or has anything that does not fit this model.
+        ValueError: the file is missing, damaged or of another model; for a frozen one that means that nothing
+            in it fits, for ours that anything does not, or is more than a low-rank update of a linear layer.
     """
-    layers, unfit = _by_layer(_read(path), model.linears)
-    for name, layer in layers.items():
-        linear, rank = model.linears[name], layer.down_RI.shape[0]
-        wanted = ((rank, linear.in_features), (linear.out_features, rank))
-        if (tuple(layer.down_RI.shape), tuple(layer.up_OR.shape)) != wanted:
-            down, up = "×".join(map(str, layer.down_RI.shape)), "×".join(map(str, layer.up_OR.shape))
-            unfit.append(
-                f"{name} ({down} and {up} for a layer of {linear.in_features} → {linear.out_features})"
-            )
-    if unfit or not layers:
-        told = ", ".join(unfit[:3]) + (f" and {len(unfit) - 3} more" if len(unfit) > 3 else "")
+    tensors, _ = _read(path)
+    content = read_content(tensors, model.frozen_shapes(), model.linears)
+    unfit = [f"{key} ({reason})" for key, reason in content.unused.items()]
+    if not frozen:
+        unfit += [f"{name} (a whole difference; only low rank is trained)" for name in content.differences]
+    fitting = len(content.layers) + len(content.differences)
+    if not fitting or (unfit and not frozen):
         raise ValueError(
-            f"{Path(path).name} is a LoRA of another model: {told or 'it has no layer'} does not fit "
+            f"{Path(path).name} is a LoRA of another model: {_told(unfit) or 'it has no layer'} does not fit "
             f"{model.path.name}; choose one that was trained on this model."
         )
-    model.place_adapter(layers, frozen=frozen)
+    if content.layers:
+        model.place_adapter(content.layers, frozen=frozen)
+    if content.differences:
+        model.change_frozen(content.differences)
+    if unfit:
+        name, count = Path(path).name, f"{len(unfit)} of {len(tensors)}"
+        _log.warning("%s: %s tensors are not used: %s.", name, count, _told(unfit))
+    return content.unused
 
 
-def _read(path: Path | str) -> dict[str, Tensor]:
+def lora_settings(path: Path | str) -> dict[str, Any]:
+    """The settings of the run that a LoRA is from, as config.json has them; {} if it is from another tool.
+
+    A LoRA is good at the schedule it was tuned at: `ipro.steps`, `ipro.shift`, `ipro.first_tuned_step`.
+
+    Raises:
+        ValueError: the file is missing or damaged.
+    """
+    _, metadata = _read(path, tensors=False)
+    try:
+        settings = json.loads(metadata.get(SETTINGS, "{}"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} has damaged settings ({error}): export the LoRA once more.") from None
+    return settings
+
+
+def _read(path: Path | str, *, tensors: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The file's tensors, unless they are not wanted, and its metadata."""
     advice = "give a .safetensors file as written by `ipro export`"
     try:
         with safe_open(str(path), framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+            metadata = file.metadata() or {}
+            read = {key: file.get_tensor(key) for key in (file.keys() if tensors else ())}
     except FileNotFoundError:
         raise ValueError(f"There is no LoRA at {path}: {advice}.") from None
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} cannot be read as a LoRA ({error}): {advice}.") from None
+    for key, tensor in read.items():
+        if not torch.isfinite(tensor.float()).all():
+            raise ValueError(f"{path} is damaged, {key} is not finite: {advice}.")
+    return read, metadata
 
 
-def _by_layer(
-    tensors: Mapping[str, Tensor], linears: Mapping[str, Linear]
-) -> tuple[dict[str, LowRank], list[str]]:
-    """The layers by official name, and the keys that belong to none."""
-    aliases = {alias: name for name in linears for alias in _aliases(name)}
-    halves: dict[str, dict[str, Tensor]] = {}
-    unfit = []
-    for key, tensor in tensors.items():
-        match = _HALF.fullmatch(key)
-        name = match and aliases.get(_PREFIX.sub("", match["layer"] or match["scaled"]))
-        if match is None or name is None:
-            unfit.append(key)
-            continue
-        half = {"lora_A": "down", "lora_down": "down", "lora_B": "up", "lora_up": "up"}.get(
-            match["half"], "alpha"
-        )
-        halves.setdefault(name, {})[half] = tensor
-    layers = {}
-    for name, parts in halves.items():
-        if "down" in parts and "up" in parts:
-            alpha = parts["alpha"].item() if "alpha" in parts else parts["down"].shape[0]
-            layers[name] = LowRank(parts["down"], parts["up"], alpha)
-        else:
-            unfit.append(f"{name} (half of it is missing)")
-    return layers, unfit
-
-
-def _aliases(name: str) -> tuple[str, ...]:
-    flat = name.replace(".", "_")
-    return name, to_diffusers(name), f"lora_unet_{flat}", f"lora_unet__{flat}"
+def _told(faults: list[str]) -> str:
+    more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+    return ", ".join(faults[:3]) + more

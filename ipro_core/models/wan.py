@@ -18,6 +18,7 @@ from torch.nn import Linear, Parameter
 from torch.utils.checkpoint import checkpoint
 
 from .base import VideoCodec
+from .frozen import FrozenLinear
 from .lora import LowRank
 from .wan_files import load_transformer, open_wan_file
 from .wan_keys import to_diffusers, to_official
@@ -94,6 +95,13 @@ class WanVideoModel:
             if isinstance(module, Linear)
         }
         """The layers that an adapter can change, by official name."""
+        # Modules, since tensors may be moved; now, before an adapter's layer stands in a module's place.
+        self._owners = {
+            to_official(f"{name}.{part}".lstrip(".")): (module, part)
+            for name, module in transformer.named_modules()
+            for part in ("weight", "bias", "scale_shift_table")
+            if getattr(module, part, None) is not None
+        }
         self._layers: dict[str, dict[str, Any]] = {}  # adapter → official layer name → peft's LoRA layer
         self._active: list[str] = []
         if checkpointing:
@@ -178,6 +186,25 @@ class WanVideoModel:
             for layer in placed.values():
                 layer.lora_A[adapter].requires_grad_(adapter == _OURS)
                 layer.lora_B[adapter].requires_grad_(adapter == _OURS)
+
+    def frozen_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the frozen tensors, by official name."""
+        shapes = {name: tuple(getattr(*owner).shape) for name, owner in self._owners.items()}
+        return shapes | {
+            f"{name}.weight": (x.out_features, x.in_features) for name, x in self.linears.items()
+        }
+
+    @torch.no_grad()
+    def change_frozen(self, differences: Mapping[str, Tensor]) -> None:
+        """Add these to frozen tensors for good, by official name: they become part of v_ref."""
+        for name, difference in differences.items():
+            linear = self.linears.get(name.removesuffix(".weight"))
+            if isinstance(linear, FrozenLinear):
+                linear.change(difference)
+            else:
+                tensor = getattr(*self._owners[name])
+                dtype = torch.promote_types(tensor.dtype, torch.float32)
+                tensor.copy_(tensor.to(dtype) + difference.to(tensor.device, dtype))
 
     @property
     def base_sha256(self) -> str:
