@@ -177,7 +177,7 @@ def _features(who: Named, how: Named, plan, colour, lon: Tensor, lat: Tensor, sh
     ex = side - centre
     ey = lat - plan["eye_lat"] + tilt * ex
     wide = 0.16 + 0.09 * who.eye_width
-    tall = (0.075 + 0.075 * who.eye_open) * (1 - how.lids) + 0.012
+    tall = (0.075 + 0.075 * who.eye_open) * (1 - how.lids).clamp_min(0) + 0.012
     eye = _soft((((ex / wide) ** 2 + (ey / tall) ** 2 + 1e-6).sqrt() - 1) * tall * sharp)
     face = _over(face, eye, torch.full_like(colour["iris"], 0.93))
     gaze = lon - torch.sign(lon) * centre - 0.09 * how.gaze_x

@@ -75,7 +75,7 @@ def _rate(spent: float, step: int) -> float:
 
 
 def train_recognizer(
-    network: nn.Module, split: str, *, cpu_seconds: float, margin: str, people: int = 1536, views: int = 12
+    network: nn.Module, split: str, *, cpu_seconds: float, margin: str, people: int = 4096, views: int = 10
 ) -> None:
     """Learn to tell a split's people apart, in two halves.
 

@@ -28,16 +28,16 @@ STATE = (
     "light_side", "light_up", "light_power",
 )  # fmt: skip
 MOVES = {
-    "turns left": {"yaw": -0.9},
-    "turns right": {"yaw": 0.9},
-    "looks up": {"pitch": -0.55},
-    "looks down": {"pitch": 0.55},
-    "tilts left": {"roll": -0.5},
-    "tilts right": {"roll": 0.5},
-    "moves left": {"x": -0.16, "yaw": -0.35},
-    "moves right": {"x": 0.16, "yaw": 0.35},
-    "comes closer": {"scale": 0.06},
-    "steps back": {"scale": -0.06},
+    "turns left": {"yaw": -0.8, "x": -0.14},
+    "turns right": {"yaw": 0.8, "x": 0.14},
+    "looks up": {"pitch": -0.5, "y": -0.08},
+    "looks down": {"pitch": 0.5, "y": 0.08},
+    "leans left": {"roll": -0.4, "x": -0.18},
+    "leans right": {"roll": 0.4, "x": 0.18},
+    "walks left": {"x": -0.32, "yaw": -0.35},
+    "walks right": {"x": 0.32, "yaw": 0.35},
+    "comes closer": {"scale": 0.10},
+    "steps back": {"scale": -0.10},
 }
 """What a person does with the head: the change of state from the first frame to the last."""
 EXPRESSIONS = {
@@ -172,9 +172,9 @@ def draw_clips(
     scale[:, 0] *= 1 - 0.2 * crowded_N
     # A turn begins a little on the other side, so that the face stays in sight; and takes its own size and
     # pace.
-    amount_N1 = _between(0.8, 1.2, (count, 1), generator)
-    pace_N1 = _between(0.8, 1.4, (count, 1), generator)
-    for name, share in {"yaw": 0.35, "pitch": 0.3, "roll": 0.3, "x": 0.5}.items():
+    amount_N1 = _between(0.85, 1.15, (count, 1), generator)
+    pace_N1 = _between(0.9, 1.25, (count, 1), generator)
+    for name, share in {"yaw": 0.35, "pitch": 0.3, "roll": 0.3, "x": 0.5, "y": 0.5, "scale": 0.5}.items():
         column = STATE.index(name)
         start[:, 0, column] -= share * changes[:, column] * amount_N1[:, 0]
     time_NT = torch.linspace(0, 1, frames).expand(count, -1) ** pace_N1
