@@ -87,12 +87,10 @@ def reward_gradient(
         chained = i > 0  # the first gradient step's x_t is given: what lies before it is cut off
         x_t = states[i].detach().requires_grad_(chained)
         with torch.enable_grad():
-            v = model.velocity(x_t, sigma, condition)
-            with torch.set_grad_enabled(kl_through == "exact"):
-                v_ref = model.frozen_velocity(x_t, sigma, condition)
+            v, v_anchor, v_ref = _velocities(model, x_t, sigma, condition, kl_through if kl_weight else "biased")
             reward_part = (sigma_next - sigma) * (carried * v).sum()  # its gradient is the chain's
-            kl_part = kl_weight * scale / grad_steps * kl_anchor(v, v_ref, sigma, kl_weighting)
-            if kl_through == "detached" and chained and kl_weight:
+            kl_part = kl_weight * scale / grad_steps * kl_anchor(v_anchor, v_ref, sigma, kl_weighting)
+            if kl_through == "detached" and chained and kl_weight and v_anchor is v:
                 # Parameters want both parts' gradients, x_t the reward's alone: two passes of one graph.
                 reward_part.backward(retain_graph=True)
                 carried = carried + _gradient(x_t)
@@ -121,6 +119,23 @@ def _pull_reward(codec: VideoCodec, score: Score, latents_BCTHW: Tensor) -> tupl
         pulled.append(codec.pullback(latents_CTHW[None], gradient_TCHW[None]))
         scores.append(replace(result, value=result.value.detach(), per_frame_T=result.per_frame_T.detach()))
     return torch.cat(pulled) / len(latents_BCTHW), scores
+
+
+def _velocities(
+    model: VideoModel, x_t: Tensor, sigma: float, condition: Any, kl_through: KLThrough
+) -> tuple[Tensor, Tensor, Tensor]:
+    """v_θ for the chain, v_θ for the anchor and v_ref.
+
+    A model that has `velocities` gives all three at once; the anchor's v_θ then keeps its gradient from x_t
+    where it has to.
+    """
+    together = getattr(model, "velocities", None)
+    if together is not None:
+        ways = {"fork": kl_through == "detached", "through_reference": kl_through == "exact"}
+        return together(x_t, sigma, condition, **ways)
+    v = model.velocity(x_t, sigma, condition)
+    with torch.set_grad_enabled(kl_through == "exact"):
+        return v, v, model.frozen_velocity(x_t, sigma, condition)
 
 
 def _gradient(x: Tensor) -> Tensor:
