@@ -31,7 +31,7 @@ def test_the_names_are_a_bijection_and_agree_with_diffusers_own_converter():
     assert all(torch.equal(converted[key], tensor) for key, tensor in state.items())
     assert to_diffusers("blocks.3.norm3.bias") == "blocks.3.norm2.bias"
     with pytest.raises(KeyError):
-        to_diffusers("blocks.0.cross_attn.k_img.weight")
+        to_diffusers("blocks.0.cross_attn.q_img.weight")
 
 
 @pytest.mark.parametrize("prefix", ["", "diffusion_model.", "model.diffusion_model."])

@@ -25,7 +25,9 @@ TRAINED = "ipro"
 class Adapters:
     """LoRA layers on the linear layers of a network, each adapter on some of them."""
 
-    def __init__(self, network: nn.Module, linears: Mapping[str, nn.Module], to_network: Callable[[str], str]):
+    def __init__(
+        self, network: nn.Module, linears: Mapping[str, nn.Module], to_network: Callable[[str], str]
+    ):
         """linears: by the names that adapters use; to_network: such a name to the module's in the network."""
         self._network, self._linears, self._to_network = network, linears, to_network
         self.layers: dict[str, dict[str, Any]] = {}
@@ -37,7 +39,7 @@ class Adapters:
     ) -> None:
         """Replace the trained adapter by this one; or, if frozen, lay this one beneath it for good.
 
-        Its weights are kept in float32 at least: bfloat16 loses steps as small as training takes.
+        The weights of what is trained are float32 at least: bfloat16 loses steps as small as training takes.
         """
         from peft import LoraConfig, inject_adapter_in_model
 
@@ -53,11 +55,11 @@ class Adapters:
         self.layers[adapter] = placed
         for name, given in layers.items():
             layer, base = placed[name], getattr(self._linears[name], "weight", given.down_RI)
-            dtype = torch.promote_types(base.dtype, torch.float32)
             layer.scaling[adapter] = given.alpha / given.down_RI.shape[0]
             for half, weight in (("lora_A", given.down_RI), ("lora_B", given.up_OR)):
-                tensor = Parameter(weight.to(device, dtype, copy=True), requires_grad=not frozen)
-                getattr(layer, half)[adapter].weight = tensor
+                wide = torch.promote_types(torch.promote_types(base.dtype, weight.dtype), torch.float32)
+                weight = weight.to(device, weight.dtype if frozen else wide, copy=True)
+                getattr(layer, half)[adapter].weight = Parameter(weight, requires_grad=not frozen)
         self._active[:] = self.layers
         for name, placed in self.layers.items():  # peft sets both as it goes
             for layer in placed.values():

@@ -10,7 +10,7 @@ import logging
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,13 +107,28 @@ class BlockWeights:
         # i is streamed where i · streamed / count passes a whole number: evenly spread.
         self._streamed = [i for i in range(count) if (i + 1) * streamed // count > i * streamed // count]
         self._copies = copies or Copies(self.device)
+        self._memory = HostMemory(self.device)
         self._host: dict[int, tuple[Tensor, list[tuple[Tensor, Tensor]]]] = {}
-        memory = HostMemory(self.device)
+        self._slots: list[_Slot] = []
         for index, block in enumerate(blocks):
-            if index in self._streamed:
-                self._host[index] = _gathered(block, memory)
-            else:
+            if index not in self._streamed:
                 block.to(self.device)
+        self._gather()
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Within, frozen tensors of the blocks may be changed or added; after it they are gathered anew."""
+        for slot in self._slots:
+            if slot.block is not None:
+                self._release(slot)
+        try:
+            yield
+        finally:
+            self._gather()
+
+    def _gather(self) -> None:
+        for index in self._streamed:
+            self._host[index] = _gathered(self.blocks[index], self._memory)
         size = max((len(stored) for stored, _ in self._host.values()), default=0)
         self._slots = [_Slot(self._room(size)) for _ in range(2 if self._host else 0)]
 
@@ -205,8 +220,8 @@ class BlockStates:
 
 
 def _gathered(block: nn.Module, memory: HostMemory) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    """All of a block's tensors in one piece of host memory: the piece, and each tensor with its place in it."""
-    tensors = [tensor for tensor in (*block.parameters(), *block.buffers()) if tensor.numel()]
+    """All of a block's frozen tensors in one piece of host memory, and each tensor with its place in it."""
+    tensors = [t for t in (*block.parameters(), *block.buffers()) if t.numel() and not t.requires_grad]
     starts, end = [], 0
     for tensor in tensors:
         starts.append(end)

@@ -106,15 +106,16 @@ class WanVideoModel:
         path: Path,
         placement: Placement | None = None,
         *,
+        dtype: torch.dtype | None = None,
         weights: BlockWeights | None = None,
         states: BlockStates | None = None,
     ):
-        """weights, states: instead of what `placement` makes, for tests."""
+        """dtype: what the network computes in; None: its patch embedding's. weights, states: instead of what
+        `placement` makes, for tests."""
         placement = placement or Placement()
         self.transformer = transformer.requires_grad_(False)
         self.path, self.device = path, torch.device(placement.device)
-        self.dtype: torch.dtype = transformer.patch_embedding.weight.dtype
-        """What the network computes in."""
+        self.dtype: torch.dtype = dtype or transformer.patch_embedding.weight.dtype
         self.linears: dict[str, Linear | FrozenLinear] = {
             to_official(name): module
             for name, module in transformer.named_modules()
@@ -186,11 +187,11 @@ class WanVideoModel:
         self.place_adapter(layers)
 
     def place_adapter(self, layers: Mapping[str, LowRank], *, frozen: bool = False) -> None:
-        """Replace our adapter by this one; or, if frozen, lay this one beneath it for good.
-
-        Its weights are kept in float32 at least: bfloat16 loses steps as small as training takes.
-        """
-        self.adapters.place(layers, frozen=frozen, device=self.device)
+        """Replace our adapter by this one; or, if frozen, lay this one beneath it for good."""
+        if not frozen:
+            return self.adapters.place(layers, device=self.device)
+        with self.stack.weights.changing():  # what is frozen travels with its block
+            self.adapters.place(layers, frozen=True, device=self.device)
 
     @property
     def base_sha256(self) -> str:
@@ -207,7 +208,7 @@ class WanVideoModel:
             x = x_BCTHW.detach() if one.constant else x_BCTHW
             x_in, t_BF = _network_input(x, sigma, condition)
             with self.adapters.only(one.adapters), torch.set_grad_enabled(_graph(one)):
-                x_BLD, side, time_BFD = enter(self.transformer, x_in.to(text_BLD), t_BF, text_BLD, clip_BLD)
+                x_BLD, side, time_BFD = enter(self.transformer, x_in, t_BF, text_BLD, clip_BLD)
             trained = tuple(self.adapter_parameters().values()) if TRAINED in one.adapters else ()
             tokens.append(x_BLD)
             lanes.append(Lane(side, one.adapters, () if one.constant else trained, one.twice))
@@ -216,7 +217,9 @@ class WanVideoModel:
         for x_BLD, (one, x, time_BFD) in zip(self.stack(tokens, lanes), exits, strict=True):
             with self.adapters.only(one.adapters), torch.set_grad_enabled(_graph(one)):
                 v = leave(self.transformer, x_BLD, time_BFD, x.shape[2:]).to(x)
-            velocities.append(v if condition.first_BC1HW is None else _held(v, x, sigma, condition.first_BC1HW))
+            velocities.append(
+                v if condition.first_BC1HW is None else _held(v, x, sigma, condition.first_BC1HW)
+            )
         return velocities
 
     def _check(self, x_BCTHW: Tensor, condition: WanCondition) -> None:

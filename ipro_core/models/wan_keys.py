@@ -1,7 +1,7 @@
 """The two names of every Wan tensor: the official one, which ComfyUI uses too, and diffusers'.
 
-A pure rename and a bijection: nothing is transposed, split or reshaped. Wan 2.2's networks only: Wan 2.1's
-image embedding (`img_emb`, `k_img`) has no entry here.
+A pure rename and a bijection: nothing is transposed, split or reshaped. The names of Wan 2.1's image embedding
+(`img_emb`, `k_img`) are among them.
 """
 
 import re
@@ -18,12 +18,20 @@ _MODULES = {  # official: diffusers
     "time_projection.1": "condition_embedder.time_proj",
     "head.head": "proj_out",
     "head.modulation": "scale_shift_table",
+    "img_emb.emb_pos": "condition_embedder.image_embedder.pos_embed",
+    "img_emb.proj.0": "condition_embedder.image_embedder.norm1",
+    "img_emb.proj.1": "condition_embedder.image_embedder.ff.net.0.proj",
+    "img_emb.proj.3": "condition_embedder.image_embedder.ff.net.2",
+    "img_emb.proj.4": "condition_embedder.image_embedder.norm2",
 }
 _BLOCK_MODULES = {
     "modulation": "scale_shift_table",
     "norm3": "norm2",  # before the cross-attention; diffusers' norm3 has no weights
     "ffn.0": "ffn.net.0.proj",
     "ffn.2": "ffn.net.2",
+    "cross_attn.k_img": "attn2.add_k_proj",
+    "cross_attn.v_img": "attn2.add_v_proj",
+    "cross_attn.norm_k_img": "attn2.norm_added_k",
 } | {
     f"{official}.{part}": f"{diffusers}.{diffusers_part}"
     for official, diffusers in (("self_attn", "attn1"), ("cross_attn", "attn2"))
@@ -35,12 +43,12 @@ _NAME = re.compile(r"(blocks\.\d+\.)?(.+?)(\.weight|\.bias)?")
 
 
 def to_diffusers(official: str) -> str:
-    """The diffusers name of a tensor or module; KeyError if Wan 2.2 has none of that name."""
+    """The diffusers name of a tensor or module; KeyError if Wan has none of that name."""
     return _renamed(official, _MODULES, _BLOCK_MODULES)
 
 
 def to_official(diffusers: str) -> str:
-    """The official name of a tensor or module; KeyError if diffusers' Wan 2.2 has none of that name."""
+    """The official name of a tensor or module; KeyError if diffusers' Wan has none of that name."""
     return _renamed(diffusers, _inverse(_MODULES), _inverse(_BLOCK_MODULES))
 
 

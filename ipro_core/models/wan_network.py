@@ -32,16 +32,19 @@ class Side:
 def enter(
     network: Any, x_BCTHW: Tensor, t_BF: Tensor, text_BLD: Tensor, clip_BLD: Tensor | None
 ) -> tuple[Tensor, Side, Tensor]:
-    """(tokens, what goes beside them, the time's embedding (B, F, D) for `leave`)."""
+    """(tokens, what goes beside them, the time's embedding (B, F, D) for `leave`), in the text's type."""
     embedder = network.condition_embedder
-    frequencies = embedder.timesteps_proj(t_BF.flatten()).to(_dtype(embedder.time_embedder.linear_1, text_BLD))
+    frequencies = embedder.timesteps_proj(t_BF.flatten()).to(
+        _dtype(embedder.time_embedder.linear_1, text_BLD)
+    )
     time_BFD = embedder.time_embedder(frequencies).type_as(text_BLD).unflatten(0, t_BF.shape)
     modulation_BF6D = embedder.time_proj(embedder.act_fn(time_BFD)).unflatten(-1, (6, -1))
     context_BSD, image_tokens = embedder.text_embedder(text_BLD), 0
     if clip_BLD is not None:
         image_BSD = embedder.image_embedder(clip_BLD)
         context_BSD, image_tokens = torch.cat([image_BSD, context_BSD], dim=1), image_BSD.shape[1]
-    x_BLD = network.patch_embedding(x_BCTHW).flatten(2).transpose(1, 2).contiguous()
+    x_in = x_BCTHW.to(network.patch_embedding.weight)  # float32 in some files, as in ComfyUI
+    x_BLD = network.patch_embedding(x_in).to(text_BLD).flatten(2).transpose(1, 2).contiguous()
     return x_BLD, Side(context_BSD, modulation_BF6D, network.rope(x_BCTHW), image_tokens), time_BFD
 
 

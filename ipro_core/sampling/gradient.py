@@ -87,7 +87,9 @@ def reward_gradient(
         chained = i > 0  # the first gradient step's x_t is given: what lies before it is cut off
         x_t = states[i].detach().requires_grad_(chained)
         with torch.enable_grad():
-            v, v_anchor, v_ref = _velocities(model, x_t, sigma, condition, kl_through if kl_weight else "biased")
+            v, v_anchor, v_ref = _velocities(
+                model, x_t, sigma, condition, kl_through if kl_weight else "biased"
+            )
             reward_part = (sigma_next - sigma) * (carried * v).sum()  # its gradient is the chain's
             kl_part = kl_weight * scale / grad_steps * kl_anchor(v_anchor, v_ref, sigma, kl_weighting)
             if kl_through == "detached" and chained and kl_weight and v_anchor is v:
