@@ -1,8 +1,8 @@
 """The adapters on one network: frozen ones beneath, which belong to v_ref, and at most one that is trained.
 
-peft lays its LoRA layers around the linear ones; their forward pass is ours. peft's own keeps activations in
-float32 for a float32 adapter, 4.6 GB for one block of A14B at 81 frames; here the adapter's weights are float32
-and the low-rank product is taken in the activation's type.
+peft lays its LoRA layers around the linear ones; their forward pass is ours. peft's own keeps activations
+in float32 for a float32 adapter, 4.6 GB for one block of A14B at 81 frames; here the adapter's weights are
+float32 and the low-rank product is taken in the activation's type.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

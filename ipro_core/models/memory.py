@@ -1,9 +1,9 @@
 """Where a block's weights and states lie while the network runs forwards and backwards.
 
-Weights that do not fit wait in host memory in the bytes of their file, each block's in one piece; two slots on
-the device take them in turn, and while one block works the next in the direction of travel arrives. Nothing is
-ever written back. States (a block's input, its attention's result) leave for the host as they are made and come
-back one block ahead of their use.
+Weights that do not fit wait in host memory in the bytes of their file, each block's in one piece; two slots
+on the device take them in turn, and while one block works the next in the direction of travel arrives.
+Nothing is ever written back. States (a block's input, its attention's result) leave for the host as they
+are made and come back one block ahead of their use.
 """
 
 import logging
@@ -145,7 +145,7 @@ class BlockWeights:
             yield index, self.blocks[index]
 
     def _load(self, index: int, beside: int | None = None) -> None:
-        """Start to bring a block's weights, unless they are there, into a slot that `beside` does not hold."""
+        """Start to bring a block's weights into a slot, unless they are there; not into `beside`'s."""
         if any(slot.block == index for slot in self._slots):
             return
         slot = next(slot for slot in self._slots if slot.block is None or slot.block != beside)
@@ -158,7 +158,7 @@ class BlockWeights:
         self.loads += 1
 
     def _release(self, slot: "_Slot") -> None:
-        """Point the tensors of a slot's block back to host memory, where a kernel cannot take them for true."""
+        """Point a slot's block back to host memory, which a kernel cannot mistake for the device's."""
         for tensor, home in self._host[slot.block][1]:  # type: ignore[index]
             tensor.data = home
         slot.block = None

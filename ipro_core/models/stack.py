@@ -1,9 +1,9 @@
 """The stack of blocks as one differentiable function, whose graph is never larger than a part of one block.
 
-Forward the blocks run without a graph and each leaves its input and its attention's result. Backward they are
-visited in reverse; each is run again in three segments (self-attention, cross-attention, feed-forward in pieces)
-and each segment is differentiated on its own, so that one block's weights and one segment's activations are on
-the device at a time. The adapter's gradients go to `.grad` as they come.
+Forward the blocks run without a graph and each leaves its input and its attention's result. Backward they
+are visited in reverse; each is run again in three segments (self-attention, cross-attention, feed-forward
+in pieces) and each segment is differentiated on its own, so that one block's weights and one segment's
+activations are on the device at a time. The adapter's gradients go to `.grad` as they come.
 """
 
 from collections import Counter
@@ -62,8 +62,9 @@ class BlockStack:
     def __call__(self, tokens: Sequence[Tensor], lanes: Sequence[Lane]) -> list[Tensor]:
         """The tokens (B, L, D) after the last block, for each lane; twice for a forked one.
 
-        Differentiable, if grad mode is on, in the tokens and in what the lanes hold. The gradients of `trained`
-        are added to `.grad`, never returned: they come block by block, where torch's hooks see them.
+        Differentiable, if grad mode is on, in the tokens and in what the lanes hold. The gradients of
+        `trained` are added to `.grad`, never returned: they come block by block, where torch's hooks see
+        them.
         """
         inputs = [t for x, lane in zip(tokens, lanes, strict=True) for t in (x, *_beside(lane))]
         trained = [parameter for lane in lanes for parameter in lane.trained]

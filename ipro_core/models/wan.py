@@ -116,12 +116,12 @@ class WanVideoModel:
         self.transformer = transformer.requires_grad_(False)
         self.path, self.device = path, torch.device(placement.device)
         self.dtype: torch.dtype = dtype or transformer.patch_embedding.weight.dtype
-        self.linears: dict[str, Linear | FrozenLinear] = {
+        self.linears: dict[str, Any] = {
             to_official(name): module
             for name, module in transformer.named_modules()
             if isinstance(module, Linear | FrozenLinear)
         }
-        """The layers that an adapter can change, by official name."""
+        """The layers that an adapter can change, by official name: Linear and FrozenLinear."""
         self.adapters = Adapters(transformer, self.linears, to_diffusers)
         for name, module in transformer.named_children():
             if name != "blocks":
@@ -145,7 +145,7 @@ class WanVideoModel:
     def velocities(
         self, x_BCTHW: Tensor, sigma: float, condition: WanCondition, *, fork: bool, through_reference: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """v_θ, v_θ again and v_ref, for which each block's weights are brought once, and once to pull them back.
+        """v_θ, v_θ again and v_ref by one visit of each block, and by one more all their gradients.
 
         Args:
             fork: let the second v_θ's gradient go to the adapter but not to x; else it is the first.
@@ -207,19 +207,19 @@ class WanVideoModel:
         for one in passes:
             x = x_BCTHW.detach() if one.constant else x_BCTHW
             x_in, t_BF = _network_input(x, sigma, condition)
-            with self.adapters.only(one.adapters), torch.set_grad_enabled(_graph(one)):
+            graph = torch.is_grad_enabled() and not one.constant
+            with self.adapters.only(one.adapters), torch.set_grad_enabled(graph):
                 x_BLD, side, time_BFD = enter(self.transformer, x_in, t_BF, text_BLD, clip_BLD)
             trained = tuple(self.adapter_parameters().values()) if TRAINED in one.adapters else ()
             tokens.append(x_BLD)
             lanes.append(Lane(side, one.adapters, () if one.constant else trained, one.twice))
-            exits += [(one, x, time_BFD), (one, x.detach(), time_BFD)][: 1 + one.twice]
+            exits += [(one.adapters, x, time_BFD), (one.adapters, x.detach(), time_BFD)][: 1 + one.twice]
         velocities = []
-        for x_BLD, (one, x, time_BFD) in zip(self.stack(tokens, lanes), exits, strict=True):
-            with self.adapters.only(one.adapters), torch.set_grad_enabled(_graph(one)):
+        for x_BLD, (adapters, x, time_BFD) in zip(self.stack(tokens, lanes), exits, strict=True):
+            with self.adapters.only(adapters):
                 v = leave(self.transformer, x_BLD, time_BFD, x.shape[2:]).to(x)
-            velocities.append(
-                v if condition.first_BC1HW is None else _held(v, x, sigma, condition.first_BC1HW)
-            )
+            first = condition.first_BC1HW
+            velocities.append(v if first is None else _held(v, x, sigma, first))
         return velocities
 
     def _check(self, x_BCTHW: Tensor, condition: WanCondition) -> None:
@@ -243,8 +243,8 @@ class WanVideoModel:
             shape = (*x_BCTHW.shape[:2], 1, *x_BCTHW.shape[3:])
             if wanted or condition.first_BC1HW.shape != shape:
                 raise ValueError(
-                    f"The latents of a first frame, here {tuple(condition.first_BC1HW.shape)}, are for a model "
-                    f"without image channels (TI2V-5B) and of the video's size, here {shape}: "
+                    f"The latents of a first frame, here {tuple(condition.first_BC1HW.shape)}, are for a "
+                    f"model without image channels (TI2V-5B) and of the video's size, here {shape}: "
                     f"{name} cannot begin with these."
                 )
 
@@ -255,10 +255,6 @@ class _Pass(NamedTuple):
     """See `Lane.forked`."""
     constant: bool = False
     """Without a gradient."""
-
-
-def _graph(one: _Pass) -> bool:
-    return torch.is_grad_enabled() and not one.constant
 
 
 def _network_input(x_BCTHW: Tensor, sigma: float, condition: WanCondition) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """The two names of every Wan tensor: the official one, which ComfyUI uses too, and diffusers'.
 
-A pure rename and a bijection: nothing is transposed, split or reshaped. The names of Wan 2.1's image embedding
-(`img_emb`, `k_img`) are among them.
+A pure rename and a bijection: nothing is transposed, split or reshaped. The names of Wan 2.1's image
+embedding (`img_emb`, `k_img`) are among them.
 """
 
 import re

@@ -1,13 +1,13 @@
 """diffusers' WanTransformer3DModel taken apart: the entrance, three segments of a block, the exit.
 
-The arithmetic and the modules are diffusers'; what is ours is where one may stop and start again, and that the
-time step is given for each latent frame (TI2V-5B), where diffusers wants it for each token: its modulation then
-costs 94 bytes per token and channel, here next to nothing.
+The arithmetic and the modules are diffusers'; what is ours is where one may stop and start again, and that
+the time step is given for each latent frame (TI2V-5B), where diffusers wants it for each token: its
+modulation then costs 94 bytes per token and channel, here next to nothing.
 
 Shapes: L tokens, D channels, F groups of tokens that share a time step: 1, or the number of latent frames.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +48,7 @@ def enter(
     return x_BLD, Side(context_BSD, modulation_BF6D, network.rope(x_BCTHW), image_tokens), time_BFD
 
 
-def leave(network: Any, x_BLD: Tensor, time_BFD: Tensor, latents: tuple[int, int, int]) -> Tensor:
+def leave(network: Any, x_BLD: Tensor, time_BFD: Tensor, latents: Sequence[int]) -> Tensor:
     """The velocity (B, C, T, H, W); latents: T, H and W."""
     table_B12D = network.scale_shift_table.unsqueeze(0)
     shift, scale = (table_B12D + time_BFD.unsqueeze(2)).unbind(2)

@@ -9,7 +9,8 @@ a_N = dL/dx_N; then the K steps are walked backwards, one step's graph alive at 
     a_i     = a_{i+1} + (∂v/∂x_i)ᵀ dt_i a_{i+1}
 
 It equals plain autograd to rounding, and its memory does not grow with K. Passes of the network per call, N
-steps: N + 2K forward (K of them frozen) and K backward; "detached" adds K − 1 backward.
+steps: N + 2K forward (K of them frozen) and K backward; "detached" adds K − 1 backward, which cost a model
+that offers `velocities` no second run of its blocks.
 """
 
 from collections import deque
