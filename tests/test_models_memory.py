@@ -248,9 +248,9 @@ def test_a_bfloat16_base_trains_a_float32_adapter():
     ours = gradients(lambda x: wan.velocity(x, SIGMA, given), wan, X)[1]
     assert ours.dtype == torch.float32
     stock = gradients(lambda x: Stock(wan, given).velocity(x, SIGMA), wan, X)[1]
-    assert distance(ours, stock) <= 2e-3  # gradients' sums are rounded to bfloat16 at other places
+    assert distance(ours, stock) <= 1e-5
     expected = gradients(lambda x: exact.velocity(x, SIGMA, given), exact, X)[1]
-    assert distance(ours, expected) <= 0.03
+    assert distance(ours, expected) <= 0.02  # eight bits of mantissa; measured 0.007
 
 
 def quantised(linear: nn.Linear, dtype: torch.dtype) -> FrozenLinear:
@@ -262,7 +262,7 @@ def quantised(linear: nn.Linear, dtype: torch.dtype) -> FrozenLinear:
     return FrozenLinear(StoredWeight(stored, scale), linear.bias.detach(), linear.in_features)
 
 
-@pytest.mark.parametrize("dtype, error", [(torch.float8_e4m3fn, 0.05), (torch.int8, 0.02)])
+@pytest.mark.parametrize("dtype, error", [(torch.float8_e4m3fn, 0.05), (torch.int8, 0.015)])
 def test_gradients_through_a_quantised_base_are_off_by_its_own_error_only(dtype, error):
     exact, given = model(), condition("I2V-A14B")
     made = network("I2V-A14B")

@@ -8,7 +8,7 @@ float32 and the low-rank product is taken in the activation's type.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -122,11 +122,14 @@ def _lean_lora() -> type[nn.Module]:
     class LeanLora(Linear):
         """y = base(x) + the active adapters' scaling · up(down(x)), all in x's type."""
 
+        def _get_in_out_features(self, module: nn.Module) -> tuple[int, int]:
+            return module.in_features, module.out_features  # peft's own warns of layers it does not know
+
         def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-            y = self.base_layer(x)
+            y, halves = self.base_layer(x), (self.lora_A, self.lora_B)
             for adapter in self.active_adapters:
                 if adapter in self.lora_A:
-                    down, up = (half[adapter].weight.to(x.dtype) for half in (self.lora_A, self.lora_B))
+                    down, up = (cast(Tensor, half[adapter].weight).to(x.dtype) for half in halves)
                     y = y + linear(linear(x, down), up) * self.scaling[adapter]
             return y
 

@@ -55,7 +55,7 @@ def attend_again(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, kept: Attended)
 
 
 def _kernel(q: Tensor, k: Tensor, v: Tensor) -> int:
-    choice = torch._fused_sdp_choice(q, k, v)
+    choice = torch._fused_sdp_choice(q, k, v)  # pyright: ignore[reportPrivateImportUsage]
     if choice in (_FLASH, _CUDNN):
         # CUDA's flash wants heads of a multiple of 8 (Wan's are 128); torch would pad others.
         return _FLASH if q.shape[-1] % 8 == 0 or not q.is_cuda else 0

@@ -40,6 +40,11 @@ class FrozenLinear(nn.Module):
     scale: Tensor | None
     bias: Tensor | None
 
+    @property
+    def qweight(self) -> Tensor:
+        """The stored matrix, by the name under which peft looks for a quantised layer's device."""
+        return self.stored
+
     def __init__(self, weight: StoredWeight, bias: Tensor | None, in_features: int) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, weight.stored.shape[0]

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from mmap import mmap
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,7 @@ class HostMemory:
         return torch.from_numpy(lent)[: torch.Size(shape).numel() * dtype.itemsize].view(dtype).view(shape)
 
     def _new(self, size: int) -> Any:
-        memory = np.empty(size, np.uint8)
+        memory = np.frombuffer(mmap(-1, size), np.uint8)  # whole pages: a page is pinned once
         if self._pin:
             runtime: Any = torch.cuda.cudart()
             if runtime.cudaHostRegister(memory.ctypes.data, size, 0) == runtime.cudaError.success:

@@ -176,14 +176,14 @@ class WanVideoModel:
                 that `adapter` gives, and that is exported, is then alpha · root of the rank.
         """
         generator = torch.Generator().manual_seed(seed)
-        alpha = (alpha or rank) * (rank**0.5 if rank_stabilised else 1)
+        given = float(alpha or rank) * (rank**0.5 if rank_stabilised else 1)
         layers = {}
         for name, linear in self.linears.items():
             if name.split(".", 2)[-1] in TARGETS:
                 # Uniform in ± 1 / sqrt(inputs), what peft begins with too.
                 down_RI = torch.rand(rank, linear.in_features, generator=generator) * 2 - 1
                 up_OR = torch.zeros(linear.out_features, rank)
-                layers[name] = LowRank(down_RI / linear.in_features**0.5, up_OR, alpha)
+                layers[name] = LowRank(down_RI / linear.in_features**0.5, up_OR, given)
         self.place_adapter(layers)
 
     def place_adapter(self, layers: Mapping[str, LowRank], *, frozen: bool = False) -> None:

@@ -1,7 +1,7 @@
 """The two names of every Wan tensor: the official one, which ComfyUI uses too, and diffusers'.
 
-A pure rename and a bijection: nothing is transposed, split or reshaped. The names of Wan 2.1's image
-embedding (`img_emb`, `k_img`) are among them.
+A pure rename and a bijection: nothing is transposed, split or reshaped. For every text- and image-to-video
+network of Wan 2.1 and 2.2; `img_emb`, `k_img` and `v_img`, for CLIP's image embedding, are Wan 2.1's alone.
 """
 
 import re
@@ -18,7 +18,6 @@ _MODULES = {  # official: diffusers
     "time_projection.1": "condition_embedder.time_proj",
     "head.head": "proj_out",
     "head.modulation": "scale_shift_table",
-    "img_emb.emb_pos": "condition_embedder.image_embedder.pos_embed",
     "img_emb.proj.0": "condition_embedder.image_embedder.norm1",
     "img_emb.proj.1": "condition_embedder.image_embedder.ff.net.0.proj",
     "img_emb.proj.3": "condition_embedder.image_embedder.ff.net.2",
