@@ -17,7 +17,7 @@ from toys import ToyCodec, draw, toy_score
 
 from ipro_core.models.frozen import FrozenLinear, StoredWeight
 from ipro_core.models.lora import LowRank
-from ipro_core.models.memory import BlockStates, BlockWeights, Copies, Placement
+from ipro_core.models.memory import BlockStates, BlockWeights, Copies, HostMemory, Placement
 from ipro_core.models.wan import WanCondition, WanVideoModel
 from ipro_core.models.wan_keys import to_official
 from ipro_core.sampling.flow import shifted_sigmas
@@ -359,6 +359,17 @@ def test_resident_blocks_are_spread_and_the_rest_is_streamed():
     made = network("T2V", layers=6)
     assert BlockWeights(made.blocks, Placement(resident=2))._streamed == [1, 2, 4, 5]
     assert BlockWeights(made.blocks, Placement(resident=9))._streamed == []
+
+
+def test_host_memory_is_lent_again_once_its_last_view_is_gone():
+    memory = HostMemory(torch.device("cpu"))
+    first = memory.empty((3, 5), torch.bfloat16)
+    address, view = first.data_ptr(), first[1:]
+    del first
+    assert memory.empty((3, 5), torch.bfloat16).data_ptr() != address
+    del view
+    assert memory.empty((15,), torch.bfloat16).data_ptr() == address
+    assert memory.empty((2, 3), torch.float32).shape == (2, 3) and list(memory._free) == [24]
 
 
 def test_frozen_adapters_travel_with_their_block():

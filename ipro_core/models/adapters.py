@@ -43,7 +43,7 @@ class Adapters:
         """
         from peft import LoraConfig, inject_adapter_in_model
 
-        adapter = f"frozen{len(self.layers)}" if frozen else TRAINED
+        adapter = f"frozen{len(self.frozen)}" if frozen else TRAINED
         if not frozen:
             self._remove_trained()
         ranks = {self._to_network(name): layer.down_RI.shape[0] for name, layer in layers.items()}
@@ -51,7 +51,9 @@ class Adapters:
         config._register_custom_module({FrozenLinear: _lean_lora(), nn.Linear: _lean_lora()})
         vars(self._network).pop("peft_config", None)  # peft warns of a second adapter; we keep the books
         inject_adapter_in_model(config, self._network, adapter, low_cpu_mem_usage=True)
-        placed = {name: self._network.get_submodule(self._to_network(name)) for name in layers}
+        placed: dict[str, Any] = {
+            name: self._network.get_submodule(self._to_network(name)) for name in layers
+        }
         self.layers[adapter] = placed
         for name, given in layers.items():
             layer, base = placed[name], getattr(self._linears[name], "weight", given.down_RI)
@@ -122,7 +124,7 @@ def _lean_lora() -> type[nn.Module]:
     class LeanLora(Linear):
         """y = base(x) + the active adapters' scaling · up(down(x)), all in x's type."""
 
-        def _get_in_out_features(self, module: nn.Module) -> tuple[int, int]:
+        def _get_in_out_features(self, module: Any) -> tuple[int, int]:
             return module.in_features, module.out_features  # peft's own warns of layers it does not know
 
         def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -72,9 +72,9 @@ class HostMemory:
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """A tensor of any content."""
         size = max(1, torch.Size(shape).numel()) * dtype.itemsize
-        if not self._free.get(size):
-            self._free.clear()  # videos have another size now
-        free = self._free.setdefault(size, [])
+        if size not in self._free:
+            self._free = {size: []}  # videos have another size now
+        free = self._free[size]
         memory = free.pop() if free else self._new(size)
         lent = memory[:]  # torch keeps this array as long as the tensor's storage lives
         weakref.finalize(lent, free.append, memory).atexit = False
