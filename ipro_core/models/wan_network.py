@@ -34,9 +34,8 @@ def enter(
 ) -> tuple[Tensor, Side, Tensor]:
     """(tokens, what goes beside them, the time's embedding (B, F, D) for `leave`), in the text's type."""
     embedder = network.condition_embedder
-    frequencies = embedder.timesteps_proj(t_BF.flatten()).to(
-        _dtype(embedder.time_embedder.linear_1, text_BLD)
-    )
+    dtype = _dtype(embedder.time_embedder.linear_1, text_BLD)
+    frequencies = embedder.timesteps_proj(t_BF.flatten()).to(text_BLD.device, dtype)
     time_BFD = embedder.time_embedder(frequencies).type_as(text_BLD).unflatten(0, t_BF.shape)
     modulation_BF6D = embedder.time_proj(embedder.act_fn(time_BFD)).unflatten(-1, (6, -1))
     context_BSD, image_tokens = embedder.text_embedder(text_BLD), 0
