@@ -99,7 +99,7 @@ def test_alpha_over_rank_scales_the_update(exported, model, network_file, tmp_pa
 
 def test_a_rank_stabilised_scale_is_folded_into_alpha(exported, model, tmp_path):
     # Rank 2, alpha 2: scale = 2 / sqrt(2). ComfyUI divides by the rank: the file says 2 · 2 / sqrt(2).
-    for layer in model._layers["ipro"].values():
+    for layer in model.adapters.layers["ipro"].values():
         layer.scaling["ipro"] = 2 / 2**0.5
     export_lora(model, tmp_path / "stabilised.safetensors")
     alpha = load_file(tmp_path / "stabilised.safetensors")["diffusion_model.blocks.0.ffn.0.alpha"]

@@ -107,6 +107,11 @@ class FrozenLinear(nn.Module):
     change_OI: Tensor | None
     """What a frozen LoRA adds to a quantised matrix, in bfloat16."""
 
+    @property
+    def qweight(self) -> Tensor:
+        """The stored matrix, by the name under which peft looks for a quantised layer's device."""
+        return self.stored
+
     def __init__(self, weight: StoredWeight, bias: Tensor | None, in_features: int) -> None:
         super().__init__()
         assert in_features == weight.in_features

@@ -9,7 +9,8 @@ a_N = dL/dx_N; then the K steps are walked backwards, one step's graph alive at 
     a_i     = a_{i+1} + (∂v/∂x_i)ᵀ dt_i a_{i+1}
 
 It equals plain autograd to rounding, and its memory does not grow with K. Passes of the network per call, N
-steps, R of them compared with the frozen model: N + K + R forward and K backward; "detached" adds up to R.
+steps, R of them compared with the frozen model: N + K + R forward and K backward; "detached" adds up to R,
+which cost a model that offers `velocities` no second run of its blocks.
 """
 
 from collections import deque
@@ -91,23 +92,23 @@ def reward_gradient(
         chained = i > 0  # the first gradient step's x_t is given: what lies before it is cut off
         x_t = states[i].detach().requires_grad_(chained)
         with torch.enable_grad():
-            v = model.velocity(x_t, sigma, condition)
-            loss = (sigma_next - sigma) * (carried * v).sum()  # its gradient is the chain's
             if i in anchored:
-                with torch.set_grad_enabled(kl_through == "exact"):
-                    v_ref = model.frozen_velocity(x_t, sigma, condition)
-                kl_part = kl_weight * scale / len(anchored) * kl_anchor(v, v_ref, sigma, kl_weighting)
+                way = kl_through if kl_weight else "biased"
+                v, v_anchor, v_ref = _velocities(model, x_t, sigma, condition, way)
+                kl_part = kl_weight * scale / len(anchored) * kl_anchor(v_anchor, v_ref, sigma, kl_weighting)
                 drift[i] = (v - v_ref).detach().square().mean()
-                if kl_through == "detached" and chained and kl_weight:
-                    # Parameters want both parts' gradients, x_t the reward's alone: two passes of one graph.
-                    loss.backward(retain_graph=True)
-                    carried, loss = carried + _gradient(x_t), kl_part
-                    chained = False
-                else:
-                    loss = loss + kl_part
-            loss.backward()
-        if chained:
-            carried = carried + _gradient(x_t)
+            else:
+                v = v_anchor = model.velocity(x_t, sigma, condition)
+                kl_part = torch.zeros((), device=v.device)
+            reward_part = (sigma_next - sigma) * (carried * v).sum()  # its gradient is the chain's
+            if kl_through == "detached" and chained and kl_part.requires_grad and kl_weight and v_anchor is v:
+                # Parameters want both parts' gradients, x_t the reward's alone: two passes of one graph.
+                reward_part.backward(retain_graph=True)
+                carried = carried + _gradient(x_t)
+                kl_part.backward()
+            else:
+                (reward_part + kl_part).backward()
+                carried = carried + _gradient(x_t) if chained else carried
 
     levels_R = torch.tensor([levels[i] for i in anchored], dtype=sigmas.dtype)
     drift_R = torch.stack([drift[i] for i in anchored]) if anchored else levels_R
@@ -129,6 +130,23 @@ def _pull_reward(codec: VideoCodec, score: Score, latents_BCTHW: Tensor) -> tupl
         pulled.append(codec.pullback(latents_CTHW[None], gradient_TCHW[None]))
         scores.append(replace(result, value=result.value.detach(), per_frame_T=result.per_frame_T.detach()))
     return torch.cat(pulled) / len(latents_BCTHW), scores
+
+
+def _velocities(
+    model: VideoModel, x_t: Tensor, sigma: float, condition: Any, kl_through: KLThrough
+) -> tuple[Tensor, Tensor, Tensor]:
+    """v_θ for the chain, v_θ for the anchor and v_ref.
+
+    A model that has `velocities` gives all three at once; the anchor's v_θ then keeps its gradient from x_t
+    where it has to.
+    """
+    together = getattr(model, "velocities", None)
+    if together is not None:
+        ways = {"fork": kl_through == "detached", "through_reference": kl_through == "exact"}
+        return together(x_t, sigma, condition, **ways)
+    v = model.velocity(x_t, sigma, condition)
+    with torch.set_grad_enabled(kl_through == "exact"):
+        return v, v, model.frozen_velocity(x_t, sigma, condition)
 
 
 def _gradient(x: Tensor) -> Tensor:

@@ -1,0 +1,232 @@
+"""The stack of blocks as one differentiable function, whose graph is never larger than a part of one block.
+
+Forward the blocks run without a graph and each leaves its input and its attention's result. Backward they
+are visited in reverse; each is run again in three segments (self-attention, cross-attention, feed-forward
+in pieces) and each segment is differentiated on its own, so that one block's weights and one segment's
+activations are on the device at a time. The adapter's gradients go to `.grad` as they come.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import Parameter
+
+from .adapters import Adapters
+from .attention import Attended
+from .memory import BlockStates, BlockWeights
+from .wan_network import (
+    Side,
+    after_self_attention,
+    cross_attention,
+    feed_forward,
+    self_attention,
+    self_attention_again,
+    token_pieces,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Lane:
+    """How one set of tokens goes through the stack; several lanes share each visit of a block."""
+
+    side: Side
+    adapters: tuple[str, ...] = ()
+    """Those that are on, also when a block is run again."""
+    trained: tuple[Parameter, ...] = ()
+    """What among them is trained."""
+    forked: bool = False
+    """Give the result a second time, with a gradient that goes to everything but the tokens."""
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """What one lane leaves of one block for the backward pass."""
+
+    x_BLD: Tensor
+    attended: Attended
+
+
+class BlockStack:
+    """The blocks of one network, and how they are run."""
+
+    def __init__(self, weights: BlockWeights, states: BlockStates, adapters: Adapters, ffn_tokens: int):
+        self.weights, self.states, self.adapters, self.ffn_tokens = weights, states, adapters, ffn_tokens
+        self.visits: Counter[str] = Counter()
+        """Runs of a block so far: "forward", "again" (for its gradient), "backward" (one per cotangent)."""
+
+    def __call__(self, tokens: Sequence[Tensor], lanes: Sequence[Lane]) -> list[Tensor]:
+        """The tokens (B, L, D) after the last block, for each lane; twice for a forked one.
+
+        Differentiable, if grad mode is on, in the tokens and in what the lanes hold. The gradients of
+        `trained` are added to `.grad`, never returned: they come block by block, where torch's hooks see
+        them.
+        """
+        inputs = [t for x, lane in zip(tokens, lanes, strict=True) for t in (x, *_beside(lane))]
+        trained = [parameter for lane in lanes for parameter in lane.trained]
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*inputs, *trained)):
+            return list(_Stack.apply(self, lanes, *inputs, *trained))  # type: ignore[arg-type]
+        with torch.no_grad():
+            out, _ = self.forward(tokens, lanes, [False] * len(lanes))
+        return [x for x, lane in zip(out, lanes, strict=True) for _ in range(1 + lane.forked)]
+
+    def forward(
+        self, tokens: Sequence[Tensor], lanes: Sequence[Lane], wanted: Sequence[bool]
+    ) -> tuple[list[Tensor], list[list[Kept]]]:
+        """The lanes' results; and for each block what the wanted lanes leave, in their order."""
+        out, kept = list(tokens), []
+        for _, block in self.weights.travel(range(len(self.weights.blocks))):
+            left: list[Kept] = []
+            for j, lane in enumerate(lanes):
+                with self.adapters.only(lane.adapters):
+                    attended = self_attention(block, out[j], lane.side)
+                    x_BLD = after_self_attention(block, out[j], lane.side, attended.out_BLD)
+                    if wanted[j]:
+                        attended = replace(attended, out_BLD=self.states.keep(attended.out_BLD))
+                        left.append(Kept(self.states.keep(out[j]), attended))
+                    x_BLD = cross_attention(block, x_BLD, lane.side)
+                    out[j] = self._feed_forward(block, x_BLD, lane.side.modulation_BF6D)
+                self.visits["forward"] += 1
+            kept.append(left)
+        return out, kept
+
+    def backward(
+        self,
+        lanes: Sequence[Lane],
+        kept: Sequence[Sequence[Kept]],
+        cotangents: Sequence[list[Tensor]],
+        through_x: Sequence[bool],
+    ) -> list[list[Tensor | None]]:
+        """Pull each lane's cotangents, dL/d result, back to its tokens; `.grad` of all else grows.
+
+        A lane may have two cotangents: one visit and one graph serve both.
+
+        Args:
+            kept: by block, then by lane.
+            through_x: whether a lane's tokens want a gradient at all.
+        """
+        pulled: list[list[Any]] = [list(given) for given in cotangents]
+        order = range(len(kept))[::-1]
+        states = self.states.travel(
+            [[t for left in kept[i] for t in (left.x_BLD, left.attended.out_BLD)] for i in order]
+        )
+        for (index, block), arrived in zip(self.weights.travel(order), states, strict=True):
+            for j, lane in enumerate(lanes):
+                x_BLD = arrived[2 * j].detach().requires_grad_(index > 0 or through_x[j])
+                attended = replace(kept[index][j].attended, out_BLD=arrived[2 * j + 1])
+                with self.adapters.only(lane.adapters):
+                    pulled[j] = self._pull_block(block, x_BLD, lane.side, attended, pulled[j])
+                self.visits["again"] += 1
+                self.visits["backward"] += len(cotangents[j])
+        return pulled
+
+    def _pull_block(
+        self, block: Any, x_BLD: Tensor, side: Side, attended: Attended, cotangents: list[Tensor]
+    ) -> list[Any]:
+        with torch.no_grad():
+            middle_BLD = after_self_attention(block, x_BLD, side, attended.out_BLD)
+        middle_BLD.requires_grad_()
+        crossed_BLD = cross_attention(block, middle_BLD, side)
+        cotangents = self._pull_feed_forward(block, crossed_BLD.detach(), side.modulation_BF6D, cotangents)
+        cotangents = _pull(crossed_BLD, middle_BLD, cotangents)
+        del crossed_BLD, middle_BLD
+        again_BLD = self_attention_again(block, x_BLD, side, attended)
+        return _pull(after_self_attention(block, x_BLD, side, again_BLD), x_BLD, cotangents)
+
+    def _feed_forward(self, block: Any, x_BLD: Tensor, modulation_BF6D: Tensor) -> Tensor:
+        out_BLD = torch.empty_like(x_BLD)
+        for tokens, groups in token_pieces(x_BLD.shape[1], modulation_BF6D.shape[1], self.ffn_tokens):
+            out_BLD[:, tokens] = feed_forward(block, x_BLD[:, tokens], modulation_BF6D[:, groups])
+        return out_BLD
+
+    def _pull_feed_forward(
+        self, block: Any, x_BLD: Tensor, modulation_BF6D: Tensor, cotangents: list[Tensor]
+    ) -> list[Tensor]:
+        pulled = [torch.empty_like(x_BLD) for _ in cotangents]
+        for tokens, groups in token_pieces(x_BLD.shape[1], modulation_BF6D.shape[1], self.ffn_tokens):
+            x_piece = x_BLD[:, tokens].detach().requires_grad_()
+            y_piece = feed_forward(block, x_piece, modulation_BF6D[:, groups])
+            pieces = _pull(y_piece, x_piece, [given[:, tokens] for given in cotangents])
+            for target_BLD, piece in zip(pulled, pieces, strict=True):
+                target_BLD[:, tokens] = piece
+        return pulled
+
+
+def _pull(y: Tensor, x: Tensor, cotangents: Sequence[Tensor]) -> list[Any]:
+    """Each cotangent through the graph from x to y; adapters and side inputs gather theirs in `.grad`."""
+    pulled: list[Tensor | None] = []
+    for number, cotangent in enumerate(cotangents, 1):
+        if y.requires_grad:  # the first block has nothing to give where neither tokens nor adapters want it
+            torch.autograd.backward(y, cotangent, retain_graph=number < len(cotangents))
+        pulled.append(x.grad)
+        x.grad = None
+    return pulled
+
+
+def _beside(lane: Lane) -> tuple[Tensor, Tensor]:
+    return lane.side.context_BSD, lane.side.modulation_BF6D
+
+
+class _Stack(torch.autograd.Function):
+    """`BlockStack.forward` and `.backward` under torch's roof: who wants a gradient, and what is saved.
+
+    The tensors: of each lane its tokens, context and modulation; then all that is trained.
+    """
+
+    @staticmethod
+    def forward(ctx, stack: BlockStack, lanes: Sequence[Lane], *tensors: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        needs = ctx.needs_input_grad[2:]
+        wanted = [any(needs[3 * j : 3 * j + 3]) or bool(lane.trained) for j, lane in enumerate(lanes)]
+        out, kept = stack.forward(tensors[: 3 * len(lanes) : 3], lanes, wanted)
+        results, constant = [], []
+        for x_BLD, lane, differentiable in zip(out, lanes, wanted, strict=True):
+            same = [x_BLD, x_BLD.clone()] if lane.forked else [x_BLD]
+            results += same
+            constant += [] if differentiable else same
+        ctx.mark_non_differentiable(*constant)
+        ctx.set_materialize_grads(False)
+        ctx.stack, ctx.lanes, ctx.wanted = stack, lanes, wanted
+        # What is saved this way is freed by torch, after the last backward pass that was asked for.
+        left = [left for block in kept for left in block]
+        ctx.save_for_backward(*(t for k in left for t in (k.x_BLD, k.attended.out_BLD, k.attended.lse)))
+        ctx.rest = [k.attended.rest for k in left]
+        return tuple(results)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *gradients: Tensor | None):  # pyright: ignore[reportIncompatibleMethodOverride]
+        saved = iter(ctx.saved_tensors)
+        quadruples = zip(ctx.rest, saved, saved, saved, strict=True)
+        left = [Kept(x_BLD, Attended(out_BLD, lse, rest)) for rest, x_BLD, out_BLD, lse in quadruples]
+        given, lanes, cotangents, through_x, leaves = iter(gradients), [], [], [], []
+        for j, lane in enumerate(ctx.lanes):
+            main, fork = next(given), next(given) if lane.forked else None
+            if ctx.wanted[j]:
+                needs = ctx.needs_input_grad[2 + 3 * j : 5 + 3 * j]
+                beside = [t.detach().requires_grad_(n) for t, n in zip(_beside(lane), needs[1:], strict=True)]
+                side = replace(lane.side, context_BSD=beside[0], modulation_BF6D=beside[1])
+                lanes.append(replace(lane, side=side))
+                through_x.append(needs[0] and main is not None)
+                cotangents.append(_distinct(main, fork, through_x[-1]))
+                leaves.append(beside)
+        kept = [left[i : i + len(lanes)] for i in range(0, len(left), len(lanes))]
+        with torch.enable_grad():
+            pulled = iter(ctx.stack.backward(lanes, kept, cotangents, through_x))
+        returned: list[Tensor | None] = []
+        for differentiable in ctx.wanted:
+            if differentiable:
+                to_x = next(pulled)
+                returned += [to_x[0] if to_x else None, *(leaf.grad for leaf in leaves.pop(0))]
+            else:
+                returned += [None] * 3
+        return None, None, *returned, *[None] * (len(ctx.needs_input_grad) - 2 - len(returned))
+
+
+def _distinct(main: Tensor | None, fork: Tensor | None, through_x: bool) -> list[Tensor]:
+    """The cotangents to be pulled, the one that the tokens want first; their sum where they want none."""
+    given = [gradient for gradient in (main, fork) if gradient is not None]
+    return given if through_x or len(given) < 2 else [given[0] + given[1]]

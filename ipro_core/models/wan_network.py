@@ -1,0 +1,158 @@
+"""diffusers' WanTransformer3DModel taken apart: the entrance, three segments of a block, the exit.
+
+The arithmetic and the modules are diffusers'; what is ours is where one may stop and start again, and that
+the time step is given for each latent frame (TI2V-5B), where diffusers wants it for each token: its
+modulation then costs 94 bytes per token and channel, here next to nothing.
+
+Shapes: L tokens, D channels, F groups of tokens that share a time step: 1, or the number of latent frames.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from .attention import Attended, attend, attend_again
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """What every block is given beside its tokens."""
+
+    context_BSD: Tensor
+    """The image's tokens, then the text's."""
+    modulation_BF6D: Tensor
+    rotary: tuple[Tensor, Tensor]
+    image_tokens: int = 0
+
+
+def enter(
+    network: Any, x_BCTHW: Tensor, t_BF: Tensor, text_BLD: Tensor, clip_BLD: Tensor | None
+) -> tuple[Tensor, Side, Tensor]:
+    """(tokens, what goes beside them, the time's embedding (B, F, D) for `leave`), in the text's type."""
+    embedder = network.condition_embedder
+    dtype = _dtype(embedder.time_embedder.linear_1, text_BLD)
+    frequencies = embedder.timesteps_proj(t_BF.flatten()).to(text_BLD.device, dtype)
+    time_BFD = embedder.time_embedder(frequencies).type_as(text_BLD).unflatten(0, t_BF.shape)
+    modulation_BF6D = embedder.time_proj(embedder.act_fn(time_BFD)).unflatten(-1, (6, -1))
+    context_BSD, image_tokens = embedder.text_embedder(text_BLD), 0
+    if clip_BLD is not None:
+        image_BSD = embedder.image_embedder(clip_BLD)
+        context_BSD, image_tokens = torch.cat([image_BSD, context_BSD], dim=1), image_BSD.shape[1]
+    x_in = x_BCTHW.to(network.patch_embedding.weight)  # float32 in some files, as in ComfyUI
+    x_BLD = network.patch_embedding(x_in).to(text_BLD).flatten(2).transpose(1, 2).contiguous()
+    return x_BLD, Side(context_BSD, modulation_BF6D, network.rope(x_BCTHW), image_tokens), time_BFD
+
+
+def leave(network: Any, x_BLD: Tensor, time_BFD: Tensor, latents: Sequence[int]) -> Tensor:
+    """The velocity (B, C, T, H, W); latents: T, H and W."""
+    table_B12D = network.scale_shift_table.unsqueeze(0)
+    shift, scale = (table_B12D + time_BFD.unsqueeze(2)).unbind(2)
+    y_BLD = network.proj_out(_modulated(network.norm_out, x_BLD, shift, scale))
+    patch = network.config.patch_size
+    grid = [size // step for size, step in zip(latents, patch, strict=True)]
+    y = y_BLD.reshape(len(y_BLD), *grid, *patch, -1).permute(0, 7, 1, 4, 2, 5, 3, 6)
+    return y.flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+
+def self_attention(block: Any, x_BLD: Tensor, side: Side) -> Attended:
+    """The first segment up to its projection, without a graph."""
+    return attend(*_queries(block, x_BLD, side))
+
+
+def self_attention_again(block: Any, x_BLD: Tensor, side: Side, kept: Attended) -> Tensor:
+    """`kept.out_BLD` with its graph."""
+    return attend_again(*_queries(block, x_BLD, side), kept)
+
+
+def after_self_attention(block: Any, x_BLD: Tensor, side: Side, attended_BLD: Tensor) -> Tensor:
+    """The tokens after the first segment."""
+    gate = _rows(block, side.modulation_BF6D)[2]
+    return _gated(x_BLD, _projected(block.attn1, attended_BLD), gate)
+
+
+def cross_attention(block: Any, x_BLD: Tensor, side: Side) -> Tensor:
+    """The tokens after the second segment."""
+    attention, heads = block.attn2, (block.attn2.heads, -1)
+    q_BLD = attention.norm_q(attention.to_q(block.norm2(x_BLD.float()).type_as(x_BLD)))
+
+    def read(k_BSD: Tensor, v_BSD: Tensor) -> Tensor:
+        q, k, v = (tensor.unflatten(2, heads).transpose(1, 2) for tensor in (q_BLD, k_BSD, v_BSD))
+        return scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+    image_BSD, text_BSD = side.context_BSD.split(
+        [side.image_tokens, side.context_BSD.shape[1] - side.image_tokens], dim=1
+    )
+    y_BLD = read(attention.norm_k(attention.to_k(text_BSD)), attention.to_v(text_BSD))
+    if side.image_tokens:
+        k_BSD = attention.norm_added_k(attention.add_k_proj(image_BSD))
+        y_BLD = y_BLD + read(k_BSD, attention.add_v_proj(image_BSD))
+    return x_BLD + _projected(attention, y_BLD)
+
+
+def feed_forward(block: Any, x_BLD: Tensor, modulation_BF6D: Tensor) -> Tensor:
+    """The tokens after the third segment, which looks at each token alone: give it as many as fit."""
+    *_, shift, scale, gate = _rows(block, modulation_BF6D)
+    return _gated(x_BLD, block.ffn(_modulated(block.norm3, x_BLD, shift, scale)).float(), gate)
+
+
+def token_pieces(tokens: int, groups: int, at_most: int) -> Iterator[tuple[slice, slice]]:
+    """Pieces of the L axis for `feed_forward`, each with its piece of the modulation's F axis.
+
+    Where time steps differ a piece is whole groups, one at least.
+    """
+    if groups == 1:
+        for start in range(0, tokens, at_most):
+            yield slice(start, start + at_most), slice(0, 1)
+        return
+    size = tokens // groups
+    step = max(1, at_most // size)
+    for start in range(0, groups, step):
+        yield slice(start * size, (start + step) * size), slice(start, start + step)
+
+
+def _queries(block: Any, x_BLD: Tensor, side: Side) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v of the self-attention, each (B, L, heads, channels of a head)."""
+    attention, heads = block.attn1, (block.attn1.heads, -1)
+    shift, scale, *_ = _rows(block, side.modulation_BF6D)
+    y_BLD = _modulated(block.norm1, x_BLD, shift, scale)
+    q_BLHD = _rotated(attention.norm_q(attention.to_q(y_BLD)).unflatten(2, heads), side.rotary)
+    k_BLHD = _rotated(attention.norm_k(attention.to_k(y_BLD)).unflatten(2, heads), side.rotary)
+    return q_BLHD, k_BLHD, attention.to_v(y_BLD).unflatten(2, heads)
+
+
+def _rows(block: Any, modulation_BF6D: Tensor) -> tuple[Tensor, ...]:
+    """Shift, scale and gate of the self-attention, then of the feed-forward; each (B, F, D), float32."""
+    return (block.scale_shift_table.unsqueeze(0) + modulation_BF6D.float()).unbind(2)
+
+
+def _modulated(norm: Any, x_BLD: Tensor, shift_BFD: Tensor, scale_BFD: Tensor) -> Tensor:
+    y = norm(x_BLD.float()).unflatten(1, (shift_BFD.shape[1], -1))
+    return (y * (1 + scale_BFD.unsqueeze(2)) + shift_BFD.unsqueeze(2)).flatten(1, 2).type_as(x_BLD)
+
+
+def _gated(x_BLD: Tensor, change_BLD: Tensor, gate_BFD: Tensor) -> Tensor:
+    change = change_BLD.unflatten(1, (gate_BFD.shape[1], -1)) * gate_BFD.unsqueeze(2)
+    return (x_BLD.float() + change.flatten(1, 2)).type_as(x_BLD)
+
+
+def _projected(attention: Any, y_BLD: Tensor) -> Tensor:
+    for module in attention.to_out:
+        y_BLD = module(y_BLD)
+    return y_BLD
+
+
+def _rotated(x_BLHD: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    even, odd = x_BLHD.unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = rotary[0][..., 0::2], rotary[1][..., 1::2]
+    turned = (even * cos - odd * sin).type_as(x_BLHD), (even * sin + odd * cos).type_as(x_BLHD)
+    return torch.stack(turned, dim=-1).flatten(-2)
+
+
+def _dtype(linear: Any, otherwise: Tensor) -> torch.dtype:
+    """What a linear layer computes in: a quantised one in its input's type."""
+    weight = getattr(getattr(linear, "base_layer", linear), "weight", otherwise)
+    return weight.dtype
