@@ -109,6 +109,7 @@ def reward_gradient(
             else:
                 (reward_part + kl_part).backward()
                 carried = carried + _gradient(x_t) if chained else carried
+        del v, v_anchor, reward_part, kl_part  # or the next step's graph would be built beside this one's
 
     levels_R = torch.tensor([levels[i] for i in anchored], dtype=sigmas.dtype)
     drift_R = torch.stack([drift[i] for i in anchored]) if anchored else levels_R
