@@ -10,23 +10,10 @@ from torch import Tensor
 
 from ipro_core.models.text import PROMPT_TOKENS, load_text_encoder
 
-WORDS = [
-    "a",
-    "person",
-    "turns",
-    "left",
-    "right",
-    "smiles",
-    "frowns",
-    "looks",
-    "up",
-    "down",
-    "walks",
-    "closer",
-    "and",
-    "keeps",
-    "calm",
-]
+WORDS = (
+    *("a", "person", "turns", "left", "right", "smiles", "frowns", "looks"),
+    *("up", "down", "walks", "closer", "and", "keeps", "calm"),
+)
 
 
 def tokenizer() -> bytes:

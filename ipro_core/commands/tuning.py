@@ -18,7 +18,7 @@ from ..evaluation.compare import Comparison, SceneVideos, compare_videos
 from ..evaluation.film import side_by_side
 from ..evaluation.report import write_report
 from ..files import write_atomically
-from ..models.lora import export_lora, import_lora
+from ..models.lora import export_lora, import_lora, lora_settings
 from ..rewards.base import reward_catalogue
 from ..rewards.face_pool import FacePoolReward
 from ..runs import Run, latest_state, read_config, read_metrics
@@ -111,13 +111,15 @@ def _add_tuning(parser: argparse.ArgumentParser) -> None:
 
 def sample(options: argparse.Namespace) -> dict[str, Any]:
     """Make a video from a first frame and a prompt, with or without a LoRA."""
-    studio = open_studio(options.model)
+    studio, config = open_studio(options.model), {}
     if options.lora:
         import_lora(options.lora, studio.model)
+        config = lora_settings(options.lora)
     first_CHW = tiny_square(read_image(options.image)[None])[0]
     scene = Scene(options.image.stem, options.prompt, first_CHW.expand(TINY_FRAMES, -1, -1, -1))
     chosen = given_knobs(options, "steps", "shift", "first_tuned_step")
-    frames_TCHW = studio.generate(scene, options.seed, PRESETS["tiny"].changed(**chosen).ipro)
+    plan = Preset.from_config(config) if config else PRESETS["tiny"]
+    frames_TCHW = studio.generate(scene, options.seed, plan.changed(**chosen).ipro)
     write_video(options.out, frames_TCHW, TINY_FPS)
     print(f"{options.out}: {len(frames_TCHW)} frames at {TINY_FPS:g} per second")
     return {"video": str(options.out), "frames": len(frames_TCHW), "fps": TINY_FPS, "seed": options.seed}
@@ -147,7 +149,8 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
         import_lora(options.lora, studio.model)
     scenes = list(clip_scenes(options.clips)) if options.clips else _held_out(studio, options.held_out)
     report = options.report or (options.run or Path()) / "report.html"
-    comparison, _ = _judge(studio, scenes, options.seeds, config, options.run)
+    settings = config or lora_settings(options.lora)  # a LoRA of another tool has none
+    comparison, _ = _judge(studio, scenes, options.seeds, settings, options.run)
     _report(report, comparison, config, options.run)
     print(_table(comparison, report))
     return {"report": str(report), **comparison.figures()}

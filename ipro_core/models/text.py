@@ -33,7 +33,7 @@ class TextEncoder:
     @torch.no_grad()
     def __call__(self, prompt: str) -> Tensor:
         """(512, D) float32 on the CPU, zeros after the prompt's last token."""
-        ids = self.tokenizer.encode(prompt)[: PROMPT_TOKENS - 1] + [1]  # 1 ends a text
+        ids = [*self.tokenizer.encode(prompt)[: PROMPT_TOKENS - 1], 1]  # 1 ends a text
         tokens_BL = torch.zeros(1, PROMPT_TOKENS, dtype=torch.long, device=self.device)
         tokens_BL[0, : len(ids)] = torch.tensor(ids)
         mask_BL = (torch.arange(PROMPT_TOKENS, device=self.device) < len(ids))[None]
