@@ -1,14 +1,12 @@
 """The engine beneath WanVideoModel against diffusers' own forward pass and plain autograd through it."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from comfyui import find_comfyui, run_in_comfyui
 from safetensors.torch import load_file, save_file
 from test_sampling_gradient import collect, plain_autograd, saved_bytes
 from torch import Tensor, nn
@@ -472,12 +470,11 @@ def test_first_frame_latents_of_another_size_are_told():
         model("TI2V-5B", adapter=False).velocity(X, SIGMA, given)
 
 
-COMFYUI = Path(os.environ.get("COMFYUI_DIR", Path.home() / "ComfyUI"))
 IN_COMFYUI = """
 import sys
 import torch
 from safetensors.torch import load_file, save_file
-folder, comfyui = sys.argv[1:]
+comfyui, folder = sys.argv[1:]
 sys.path.insert(0, comfyui)
 from comfy.cli_args import args
 args.cpu = True
@@ -497,9 +494,8 @@ for number, kind in enumerate(("I2V-A14B", "TI2V-5B", "2.1 I2V", "T2V")):
 """
 
 
-@pytest.mark.skipif(not COMFYUI.exists(), reason="needs a ComfyUI checkout: set COMFYUI_DIR")
 def test_the_velocity_is_comfyuis(tmp_path):
-    wans = {}
+    host, wans = find_comfyui(), {}
     for number, kind in enumerate(KINDS):
         wans[kind], given = model(kind, adapter=False), condition(kind)
         state = wans[kind].transformer.state_dict()
@@ -517,7 +513,7 @@ def test_the_velocity_is_comfyuis(tmp_path):
         inputs = {"x": x.contiguous(), "t": t, "text": given.text_BLD}
         inputs |= {} if given.clip_BLD is None else {"clip": given.clip_BLD}
         save_file(inputs, tmp_path / f"{number}.inputs.safetensors")
-    subprocess.run([sys.executable, "-c", IN_COMFYUI, str(tmp_path), str(COMFYUI)], check=True)
+    run_in_comfyui(IN_COMFYUI, host, tmp_path)
     for number, (kind, wan) in enumerate(wans.items()):
         theirs = load_file(tmp_path / f"{number}.v.safetensors")["v"]
         ours, given = wan.velocity(X, SIGMA, condition(kind)), condition(kind)

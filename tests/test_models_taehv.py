@@ -1,11 +1,8 @@
 """The draft codec: equal to ComfyUI's own module, its gradient to finite differences, its files checked."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
-from comfyui import find_comfyui
+from comfyui import find_comfyui, run_in_comfyui
 from safetensors.torch import load_file, save_file
 
 from ipro_core.models.base import pullback_by_autograd
@@ -57,7 +54,7 @@ def test_it_decodes_and_encodes_as_comfyuis_own_module(files):
     for name, channels, patch in KINDS:
         inputs = {"latents": latents_of(channels), "frames": frames_of(patch)}
         save_file(inputs, files / f"{name}.inputs.safetensors")
-    subprocess.run([sys.executable, "-c", COMFY, host, files], check=True)
+    run_in_comfyui(COMFY, host, files)
     for name, channels, patch in KINDS:
         codec, expected = (
             load_draft_codec(files / f"{name}.safetensors"),

@@ -1,14 +1,12 @@
 """Wan's autoencoders: frames, gradients and memory, against diffusers, ComfyUI and plain autograd."""
 
 import copy
-import subprocess
-import sys
 import weakref
 from functools import cache
 
 import pytest
 import torch
-from comfyui import find_comfyui
+from comfyui import find_comfyui, run_in_comfyui
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -104,7 +102,7 @@ def test_both_are_comfyuis_own(tmp_path):
         frames = torch.rand(1, 9, 3, SCALE[kind], 2 * SCALE[kind], generator=torch.Generator().manual_seed(3))
         inputs = {"latents": latents_of(kind, 3, 1, 2), "frames": frames}
         save_file(inputs, tmp_path / f"{kind}.inputs.safetensors")
-    subprocess.run([sys.executable, "-c", COMFY, host, tmp_path], check=True)
+    run_in_comfyui(COMFY, host, tmp_path)
     for kind in KINDS:
         vae, inputs = (
             load_vae(tmp_path / f"{kind}.safetensors"),

@@ -123,8 +123,8 @@ TINY = Preset(
         grad_steps=4,  # 5.1
         first_tuned_step=4,  # every tuned step is a gradient step
         reward_weight=1.0,  # prototype
-        # Measured on 24 scenes, tuned on 128: FaceSim +0.048 with 0.95 of the head motion left at weight 1 (60
-        # updates of 16), +0.055 with 0.92 after 40 and still rising at 0.25.
+        # Measured on 24 scenes, tuned on 128: FaceSim +0.048 with 0.95 of the head motion left at weight 1
+        # (60 updates of 16), +0.055 with 0.92 after 40 and still rising at 0.25.
         kl_weight=0.3,
         kl_weighting="uniform",  # prototype
         microbatch=10,  # fits any machine
