@@ -105,3 +105,12 @@ def test_a_wrong_file_is_told_in_one_sentence(tmp_path, change, told):
     with pytest.raises(ValueError, match=told) as error:
         load_text_encoder(written(tmp_path, tensors))
     assert "umt5" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_missing_or_damaged_file_is_called_what_it_should_be(tmp_path):
+    with pytest.raises(ValueError, match="There is no text encoder at"):
+        load_text_encoder(tmp_path / "absent.safetensors")
+    path = written(tmp_path, official(network()))
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="cannot be read as a text encoder"):
+        load_text_encoder(path)

@@ -50,8 +50,8 @@ class Container:
     """config.json beside the shards; empty for a single file."""
 
 
-def open_container(path: Path | str) -> Container:
-    """Read the headers.
+def open_container(path: Path | str, what: str = "video model") -> Container:
+    """Read the headers; `what` the file should be is told where it cannot be read.
 
     Raises:
         ValueError: the file is missing, damaged or a pickle, or the folder lacks a shard.
@@ -63,25 +63,25 @@ def open_container(path: Path | str) -> Container:
             "choose the model as .safetensors or .gguf."
         )
     if not path.exists():
-        raise ValueError(f"There is no video model at {path}: choose a .safetensors or .gguf file.")
+        raise ValueError(f"There is no {what} at {path}: choose a .safetensors or .gguf file.")
     if path.is_dir():
-        return _open_folder(path)
+        return _open_folder(path, what)
     if _SHARD.search(path.name):
         raise ValueError(f"{path.name} is one of several parts: choose the folder that holds them all.")
     if path.suffix.lower() == ".gguf":
         return _open_gguf(path)
-    entries, metadata = _open_safetensors(path)
+    entries, metadata = _open_safetensors(path, what)
     return Container(path, entries, metadata, {})
 
 
-def _open_safetensors(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
+def _open_safetensors(path: Path, what: str) -> tuple[dict[str, Entry], dict[str, str]]:
     try:
         file = safe_open(str(path), framework="pt")
         slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         headers = {key: (tuple(part.get_shape()), part.get_dtype()) for key, part in slices.items()}
     except (SafetensorError, OSError) as error:
         raise ValueError(
-            f"{path.name} cannot be read as a video model ({error}): it is damaged, cut short or of another "
+            f"{path.name} cannot be read as a {what} ({error}): it is damaged, cut short or of another "
             "kind; download it again."
         ) from None
     entries = {
@@ -97,7 +97,7 @@ def _width(type: str) -> int:
     return max(int(bits[0]) // 8, 1) if bits else 1
 
 
-def _open_folder(folder: Path) -> Container:
+def _open_folder(folder: Path, what: str) -> Container:
     """A folder as diffusers or the authors write it: config.json, weights in one file or with an index."""
     if (folder / "model_index.json").exists():
         parts = sorted(part.name for part in folder.glob("transformer*") if part.is_dir())
@@ -123,7 +123,7 @@ def _open_folder(folder: Path) -> Container:
     for shard in shards or singles:
         if not shard.exists():
             raise ValueError(f"{folder.name} lacks {shard.name}, which its index names: download it again.")
-        more, notes = _open_safetensors(shard)
+        more, notes = _open_safetensors(shard, what)
         entries |= more
         metadata |= notes
     return Container(folder, entries, metadata, told)

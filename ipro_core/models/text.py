@@ -55,7 +55,7 @@ def load_text_encoder(
     from sentencepiece import SentencePieceProcessor
     from transformers import UMT5Config, UMT5EncoderModel
 
-    container = open_container(path)
+    container = open_container(path, "text encoder")
     name, entries = container.path.name, container.entries
     if "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight" not in entries:
         raise ValueError(f"{name} is no UMT5 text encoder: {_ADVICE}.")
