@@ -16,6 +16,7 @@ from .faces.packs import load_face_models, load_recognizer
 from .faces.pool import build_pool
 from .faces.recognizer import Recognizer
 from .models.base import VideoCodec
+from .models.memory import Placement
 from .models.wan import WanCondition, WanVideoModel, image_condition, load_video_model
 from .sampling.flow import shifted_sigmas
 from .sampling.rollout import sample
@@ -115,7 +116,9 @@ def open_studio(
     """Open the embedded world's networks, any of them replaced by a file or folder of the user's."""
     detector, recognizer = load_face_models(faces or FACE_PACK)
     return Studio(
-        model=load_video_model(model or VIDEO_MODEL, dtype=torch.float32),
+        model=load_video_model(
+            model or VIDEO_MODEL, dtype=torch.float32, placement=Placement(recompute=False)
+        ),
         codec=LinearCodec.load(CODEC),
         detector=detector,
         recognizer=recognizer,

@@ -34,6 +34,9 @@ class Placement:
     """Whether what the backward pass needs of each block waits in host memory."""
     ffn_tokens: int = 4096
     """Tokens that a feed-forward layer works on at a time; its activations are the widest."""
+    recompute: bool = True
+    """Whether a block is run again for its gradient. A small network, all resident, is faster without: torch
+    then keeps the graph of a whole pass."""
 
 
 class Copies:

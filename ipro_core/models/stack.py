@@ -54,8 +54,16 @@ class Kept:
 class BlockStack:
     """The blocks of one network, and how they are run."""
 
-    def __init__(self, weights: BlockWeights, states: BlockStates, adapters: Adapters, ffn_tokens: int):
-        self.weights, self.states, self.adapters, self.ffn_tokens = weights, states, adapters, ffn_tokens
+    def __init__(
+        self,
+        weights: BlockWeights,
+        states: BlockStates,
+        adapters: Adapters,
+        ffn_tokens: int,
+        recompute: bool = True,
+    ):
+        self.weights, self.states, self.adapters = weights, states, adapters
+        self.ffn_tokens, self.recompute = ffn_tokens, recompute
         self.visits: Counter[str] = Counter()
         """Runs of a block so far: "forward", "again" (for its gradient), "backward" (one per cotangent)."""
 
@@ -68,9 +76,11 @@ class BlockStack:
         """
         inputs = [t for x, lane in zip(tokens, lanes, strict=True) for t in (x, *_beside(lane))]
         trained = [parameter for lane in lanes for parameter in lane.trained]
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*inputs, *trained)):
+        wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*inputs, *trained))
+        if wanted and self.recompute:
             return list(_Stack.apply(self, lanes, *inputs, *trained))  # type: ignore[arg-type]
-        with torch.no_grad():
+        assert not wanted or not any(lane.forked for lane in lanes), "one graph has one way to the tokens"
+        with torch.set_grad_enabled(wanted):
             out, _ = self.forward(tokens, lanes, [False] * len(lanes))
         return [x for x, lane in zip(out, lanes, strict=True) for _ in range(1 + lane.forked)]
 
@@ -138,6 +148,8 @@ class BlockStack:
         return _pull(after_self_attention(block, x_BLD, side, again_BLD), x_BLD, cotangents)
 
     def _feed_forward(self, block: Any, x_BLD: Tensor, modulation_BF6D: Tensor) -> Tensor:
+        if x_BLD.shape[1] <= self.ffn_tokens:
+            return feed_forward(block, x_BLD, modulation_BF6D)
         out_BLD = torch.empty_like(x_BLD)
         for tokens, groups in token_pieces(x_BLD.shape[1], modulation_BF6D.shape[1], self.ffn_tokens):
             out_BLD[:, tokens] = feed_forward(block, x_BLD[:, tokens], modulation_BF6D[:, groups])

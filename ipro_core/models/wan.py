@@ -131,6 +131,7 @@ class WanVideoModel:
             states or BlockStates(placement),
             self.adapters,
             placement.ffn_tokens,
+            placement.recompute,
         )
 
     def velocity(self, x_BCTHW: Tensor, sigma: float, condition: WanCondition) -> Tensor:
@@ -147,9 +148,11 @@ class WanVideoModel:
         """v_θ, v_θ again and v_ref by one visit of each block, and by one more all their gradients.
 
         Args:
-            fork: let the second v_θ's gradient go to the adapter but not to x; else it is the first.
+            fork: let the second v_θ's gradient go to the adapter but not to x; else it is the first, as it
+                is where blocks are not run again (`Placement.recompute`).
             through_reference: let v_ref have a gradient, which goes to x.
         """
+        fork = fork and self.stack.recompute
         ours = _Pass(self.adapters.active, twice=fork)
         reference = _Pass(self.adapters.frozen, constant=not through_reference)
         v, *again, v_ref = self._run(x_BCTHW, sigma, condition, ours, reference)
