@@ -34,16 +34,17 @@ def test_it_reaches_the_known_optimum():
     assert [record.step for record in records] == list(range(1, 251))
 
 
-def test_it_is_adam_with_a_warm_up():
+@pytest.mark.parametrize("last", [1.0, 0.25])
+def test_it_is_adam_with_a_rate_that_rises_and_falls(last):
     # Adam by hand, with torch's β = 0.9, 0.999 and ε = 1e-8; the gradient of ½||θ − mean||² is θ − mean.
-    settings = LoopSettings(updates=7, batch_size=3, learning_rate=0.1, warmup=4)
+    settings = LoopSettings(updates=7, batch_size=3, learning_rate=0.1, warmup=4, last_rate=last)
     model, records = trained(settings)
     goal = torch.tensor([2.0, 2, -1], dtype=torch.float64)
     theta, m, v = torch.zeros(3, dtype=torch.float64), 0, 0
     for t in range(1, 8):
         g = theta - goal
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
-        rate = 0.1 * min(1, t / 4)
+        rate = 0.1 * min(1, t / 4) * (1 - (1 - last) * (t - 1) / 6)  # the seventh has `last` of it
         theta = theta - rate * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
         assert records[t - 1].metrics["learning_rate"] == pytest.approx(rate)
     torch.testing.assert_close(model.theta.detach(), theta)

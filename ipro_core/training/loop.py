@@ -26,8 +26,11 @@ class LoopSettings:
 
     updates: int = knob(100, "Optimiser steps in all.", min=1)
     batch_size: int = knob(64, "Videos sampled for one update.", min=1)
-    learning_rate: float = knob(2e-5, "Adam's learning rate, constant after the warm-up.", min=0)
+    learning_rate: float = knob(2e-5, "Adam's learning rate, reached after the warm-up.", min=0)
     warmup: int = knob(0, "Updates over which the learning rate rises to its value; 0: none.", min=0)
+    last_rate: float = knob(
+        1.0, "Share of the learning rate that the last update has, reached in a straight line.", min=0, max=1
+    )
     clip_norm: float = knob(0.0, "Largest norm of the adapter's gradient; 0: no limit.", min=0)
     seed: int = knob(0, "Decides the order of samples and all noise.", min=0)
     checkpoint_every: int = knob(10, "Updates between two saved states; one is also saved at the end.", min=1)
@@ -123,7 +126,7 @@ def train(
                 metrics |= {name: metrics.get(name, 0.0) + value for name, value in part.items()}
             norm = torch.nn.utils.clip_grad_norm_(adapter.values(), settings.clip_norm or math.inf).item()
             _refuse_not_finite(done + 1, {"grad_norm": norm})
-            rate = settings.learning_rate * min(1.0, (done + 1) / max(1, settings.warmup))
+            rate = _rate(settings, done)
             for group in optimizer.param_groups:
                 group["lr"] = rate
 
@@ -142,6 +145,13 @@ def train(
             parameter.grad = None
         if whole:
             save()
+
+
+def _rate(settings: LoopSettings, done: int) -> float:
+    """The learning rate of the update after `done` updates."""
+    risen = min(1.0, (done + 1) / max(1, settings.warmup))
+    fallen = 1 + (settings.last_rate - 1) * done / max(1, settings.updates - 1)
+    return settings.learning_rate * risen * fallen
 
 
 def draw_batch(samples: Sequence[Any], settings: LoopSettings, update: int) -> tuple[Draw, ...]:
