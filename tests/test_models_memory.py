@@ -252,32 +252,48 @@ def test_a_bfloat16_base_trains_a_float32_adapter():
     assert distance(ours, expected) <= 0.02  # eight bits of mantissa; measured 0.007
 
 
-def quantised(linear: nn.Linear, dtype: torch.dtype) -> FrozenLinear:
-    """With a scale for each row, the largest weight at the end of the type's range."""
-    limit = 127.0 if dtype == torch.int8 else torch.finfo(dtype).max
-    scale = linear.weight.detach().abs().amax(dim=1, keepdim=True).float() / limit
-    stored = linear.weight.detach() / scale
-    stored = stored.round().to(dtype) if dtype == torch.int8 else stored.to(dtype)
-    return FrozenLinear(StoredWeight(stored, scale), linear.bias.detach(), linear.in_features)
+STORAGES = {"fp8": 0.05, "int8": 0.015, "Q8_0": 0.01, "Q5_1": 0.06, "Q4_0": 0.15}
+"""What each storage's own rounding may cost the gradient; 2.2, 0.9 and 7 % were seen of fp8, int8, 4 bits."""
 
 
-@pytest.mark.parametrize("dtype, error", [(torch.float8_e4m3fn, 0.05), (torch.int8, 0.015)])
-def test_gradients_through_a_quantised_base_are_off_by_its_own_error_only(dtype, error):
-    exact, given = model(), condition("I2V-A14B")
-    made = network("I2V-A14B")
+def quantised(linear: nn.Linear, storage: str) -> FrozenLinear:
+    """fp8 and int8 with a scale for each row, the largest weight at the end of the type's range; or GGUF's."""
+    matrix = linear.weight.detach().float()
+    if storage.startswith("Q"):
+        import gguf
+
+        type = gguf.GGMLQuantizationType[storage]
+        blocks = torch.from_numpy(gguf.quants.quantize(matrix.numpy(), type))
+        weight = StoredWeight(blocks, gguf_type=int(type))
+    else:
+        dtype = torch.int8 if storage == "int8" else torch.float8_e4m3fn
+        limit = 127.0 if dtype == torch.int8 else torch.finfo(dtype).max
+        scale = matrix.abs().amax(dim=1, keepdim=True) / limit
+        stored = (matrix / scale).round() if dtype == torch.int8 else matrix / scale
+        weight = StoredWeight(stored.to(dtype), scale)
+    return FrozenLinear(weight, None if linear.bias is None else linear.bias.detach(), linear.in_features)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("resident", [None, 0])
+def test_gradients_through_a_quantised_base_are_off_by_its_own_error_only(storage, resident):
+    exact, given = model(dim=64), condition("I2V-A14B")
+    made = network("I2V-A14B", dim=64)
     for block in made.blocks:
         for name, linear in list(block.named_modules()):
-            if isinstance(linear, nn.Linear):
+            if isinstance(linear, nn.Linear) and linear.in_features % 32 == 0:  # GGUF's blocks are of 32
                 parent, _, leaf = name.rpartition(".")
-                setattr(block.get_submodule(parent), leaf, quantised(linear, dtype))
-    wan = WanVideoModel(made, Path("tiny.safetensors"))
+                setattr(block.get_submodule(parent), leaf, quantised(linear, storage))
+    wan = WanVideoModel(made, Path("tiny.safetensors"), Placement(resident=resident))
     wan.place_adapter(layers(wan))
-    assert sum(isinstance(linear, FrozenLinear) for linear in wan.linears.values()) == 20
+    assert sum(isinstance(linear, FrozenLinear) for linear in wan.linears.values()) == 18
     ours = gradients(lambda x: wan.velocity(x, SIGMA, given), wan, X)
-    stock = gradients(lambda x: Stock(wan, given).velocity(x, SIGMA), wan, X)
-    assert distance(ours[0], stock[0]) <= 1e-5 and distance(ours[1], stock[1]) <= 1e-5
+    if resident is None:
+        stock = gradients(lambda x: Stock(wan, given).velocity(x, SIGMA), wan, X)
+        assert distance(ours[0], stock[0]) <= 1e-5 and distance(ours[1], stock[1]) <= 1e-5
     expected = gradients(lambda x: exact.velocity(x, SIGMA, given), exact, X)
-    assert distance(ours[1], expected[1]) <= error
+    error = distance(ours[1], expected[1])
+    assert 1e-4 < error <= STORAGES[storage], error
 
 
 class Late(Copies):
