@@ -50,7 +50,8 @@ def test_the_header_tells_the_model_and_it_runs_as_diffusers_own(kind, tmp_path)
     file = open_wan_file(write_layout("fp32", tiny_state(kind), tmp_path / "wan.safetensors"))
     assert file.kind == kind
     expected = output(wan_layouts.tiny_network(kind), inputs(kind))
-    assert torch.equal(output(load_transformer(file), inputs(kind)), expected)
+    # Not bit for bit: where a tensor lies in the mapped file decides in which order a kernel adds.
+    assert relative(output(load_transformer(file), inputs(kind)), expected) < 1e-6
 
 
 def test_the_expert_is_told_by_file_folder_or_metadata(tmp_path):
