@@ -16,12 +16,13 @@ model that offers `velocities` no second run of its blocks.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ..models.base import VideoCodec, VideoModel
+from ..models.base import VideoCodec, VideoModel, pull
 from ..types import RewardScore, Rollout
 from .anchor import AnchorWeighting, kl_anchor
 from .flow import euler_step
@@ -116,7 +117,7 @@ def reward_gradient(
     drift: dict[int, Tensor] = {}
 
     @torch.enable_grad()
-    def pull(i: int, step: _Pass, carried: Tensor) -> Tensor:
+    def step_back(i: int, step: _Pass, carried: Tensor) -> Tensor:
         """Step i backwards: θ's part goes to `.grad`, a_{i+1} becomes a_i."""
         reward_part = (levels[i + 1] - levels[i]) * (carried * step.v).sum()  # its gradient is the chain's
         kl_part = torch.zeros_like(reward_part)
@@ -137,7 +138,9 @@ def reward_gradient(
         return carried + _gradient(step.x_t)
 
     for i in reversed(range(first, num_steps)):
-        carried = pull(i, kept.pop() if kept else run(i, states[i]), carried)  # nobody else holds the graph
+        carried = step_back(
+            i, kept.pop() if kept else run(i, states[i]), carried
+        )  # nobody else holds the graph
 
     levels_R = torch.tensor([levels[i] for i in anchored], dtype=sigmas.dtype)
     drift_R = torch.stack([drift[i] for i in anchored]) if anchored else levels_R
@@ -148,17 +151,25 @@ def _pull_reward(codec: VideoCodec, score: Score, latents_BCTHW: Tensor) -> tupl
     """d(mean reward)/d latents and the scores, one video in memory at a time."""
     pulled, scores = [], []
     for index, latents_CTHW in enumerate(latents_BCTHW):
-        frames_TCHW = codec.decode(latents_CTHW[None])[0].detach().requires_grad_()
-        with torch.enable_grad():
-            result = score(frames_TCHW, index)
-        gradient_TCHW = torch.zeros_like(frames_TCHW)
-        if result.value.requires_grad:  # not where no frame could be scored
-            (gradient_TCHW,) = torch.autograd.grad(
-                result.value, frames_TCHW, allow_unused=True, materialize_grads=True
-            )
-        pulled.append(codec.pullback(latents_CTHW[None], gradient_TCHW[None]))
-        scores.append(replace(result, value=result.value.detach(), per_frame_T=result.per_frame_T.detach()))
+        judge = partial(_judge, score, index)
+        result, pulled_CTHW = pull(codec, latents_CTHW[None], judge)
+        pulled.append(pulled_CTHW)
+        scores.append(result)
     return torch.cat(pulled) / len(latents_BCTHW), scores
+
+
+def _judge(score: Score, index: int, frames_BTCHW: Tensor) -> tuple[RewardScore, Tensor]:
+    """A video's score, detached, and its gradient with respect to the frames."""
+    frames_TCHW = frames_BTCHW[0].detach().requires_grad_()
+    with torch.enable_grad():
+        result = score(frames_TCHW, index)
+    gradient_TCHW = torch.zeros_like(frames_TCHW)
+    if result.value.requires_grad:  # not where no frame could be scored
+        (gradient_TCHW,) = torch.autograd.grad(
+            result.value, frames_TCHW, allow_unused=True, materialize_grads=True
+        )
+    result = replace(result, value=result.value.detach(), per_frame_T=result.per_frame_T.detach())
+    return result, gradient_TCHW[None]
 
 
 @torch.enable_grad()
