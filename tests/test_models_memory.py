@@ -444,16 +444,17 @@ def test_what_autograd_keeps_is_the_block_inputs_and_flat_in_depth_without_them(
     "through, backward", [("detached", 4 + 3), ("biased", 4), ("exact", 4 + 3)], ids=lambda value: str(value)
 )
 def test_an_update_visits_each_block_the_promised_number_of_times(through, backward):
-    # 5 steps of rollout; 4 of v_θ and 4 of v_ref with what the backward pass needs. Backward each step is
-    # run again once; pulled back once, or twice where the anchor's way ends at x_t, but for the first,
-    # whose x_t is given. "exact" runs v_ref again too, where x_t wants its gradient.
+    # 5 steps of rollout, the last of which serves the gradient too; 3 more of v_θ and 4 of v_ref with what
+    # the backward pass needs. Backward each step is run again once; pulled back once, or twice where the
+    # anchor's way ends at x_t, but for the first, whose x_t is given. "exact" runs v_ref again too, where x_t
+    # wants its gradient.
     wan = model()
     wan.stack.visits.clear()
     update(wan, kl_through=through)
     blocks = 2
     again = 4 + (3 if through == "exact" else 0)
     assert wan.stack.visits == {
-        "forward": 13 * blocks,
+        "forward": 12 * blocks,
         "again": again * blocks,
         "backward": backward * blocks,
     }

@@ -5,6 +5,7 @@ import torch
 from comfyui import find_comfyui, run_in_comfyui
 from safetensors.torch import load_file, save_file
 
+from ipro_core.models import taehv
 from ipro_core.models.base import pullback_by_autograd
 from ipro_core.models.taehv import TinyAutoencoder, load_draft_codec
 from ipro_core.models.vae_files import statistics
@@ -75,6 +76,16 @@ def test_shapes_are_those_of_wans_own_codec_and_one_frame_is_a_video(files, name
     assert codec.encode(frames_of(patch)[:, :1]).shape == (1, channels, 1, 2, 1)
     with pytest.raises(ValueError, match=r"1, 5, 9, … frames .* not 4 frames"):
         codec.encode(frames_of(patch)[:, :4])
+
+
+@pytest.mark.parametrize(("name", "channels", "patch"), KINDS)
+def test_pieces_of_a_video_are_decoded_as_the_whole(files, name, channels, patch, monkeypatch):
+    codec, latents = load_draft_codec(files / f"{name}.safetensors"), latents_of(channels, 5)
+    monkeypatch.setattr(taehv, "PIECE", 99)
+    whole = codec.decode(latents)
+    for size in (1, 2):
+        monkeypatch.setattr(taehv, "PIECE", size)
+        torch.testing.assert_close(codec.decode(latents), whole, atol=1e-5, rtol=1e-5)
 
 
 def test_light_files_work_in_the_encoders_units(files):

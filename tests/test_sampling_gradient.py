@@ -204,11 +204,19 @@ def test_memory_does_not_grow_with_k(through):
         for k in (2, 4, 8)
     ]
     assert chain[0] == chain[1] == chain[2] < plain[0]
+    kept = saved_bytes(
+        lambda: reward_gradient(
+            model, codec, toy_score, x, None, SIGMAS, grad_steps=8, kl_through=through, kept_passes=8
+        )
+    )
+    assert kept > 3 * chain[2]  # what further kept passes cost
     assert plain[2] > 3 * plain[0]  # the same measure sees plain autograd's graphs pile up
 
 
-def test_the_passes_are_the_promised_number():
-    # N = 8, K = 4: 8 rollout + 4 forward of v_θ, 4 of v_ref; backward 4 + 3 detached.
+@pytest.mark.parametrize("kept, velocity", [(0, 12), (1, 11), (4, 8), (8, 8)])
+def test_the_passes_are_the_promised_number(kept, velocity):
+    # N = 8, K = 4: 8 rollout + 4 again for the gradient, less the kept ones, of v_θ, 4 of v_ref; backward
+    # 4 + 3 detached.
     calls = {"velocity": 0, "frozen_velocity": 0, "backward": 0}
 
     class Counted(ToyModel):
@@ -223,8 +231,28 @@ def test_the_passes_are_the_promised_number():
             calls["frozen_velocity"] += 1
             return x
 
-    reward_gradient(Counted(), ToyCodec(), toy_score, noise(), None, SIGMAS, grad_steps=4)
-    assert calls == {"velocity": 12, "frozen_velocity": 4, "backward": 7}
+    reward_gradient(Counted(), ToyCodec(), toy_score, noise(), None, SIGMAS, grad_steps=4, kept_passes=kept)
+    assert calls == {"velocity": velocity, "frozen_velocity": 4, "backward": 7}
+
+
+@pytest.mark.parametrize("through", ["detached", "exact", "biased"])
+def test_kept_passes_give_the_same_bits_as_those_run_again(through):
+    gradients = []
+    for kept in (0, 1, 3, 4):
+        model = ToyModel()
+        reward_gradient(
+            model,
+            ToyCodec(),
+            toy_score,
+            noise(),
+            None,
+            SIGMAS,
+            kl_through=through,
+            anchored=[0, 2, 3],
+            kept_passes=kept,
+        )
+        gradients.append(collect(model))
+    assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
 
 
 def test_a_reward_that_is_nan_is_passed_on():

@@ -89,6 +89,15 @@ def crop_faces(
     return torch.stack(crops)
 
 
+def crop_corners(points_T52: Tensor, size: int = 112) -> Tensor:
+    """The four corners of what `crop_faces` looks at, in pixels of the frames, (T, 4, 2) float64."""
+    crop_of_frame = similarity(points_T52, size)
+    low, high = -0.5, size - 0.5
+    corners_42 = crop_of_frame.new_tensor([[low, low], [high, low], [low, high], [high, high]])
+    frame_of_crop = torch.linalg.inv(crop_of_frame[:, :, :2])
+    return (corners_42 - crop_of_frame[:, None, :, 2]) @ frame_of_crop.transpose(1, 2)
+
+
 def _sample(frame_CHW: Tensor, crop_of_frame: Tensor, size: int, antialias: bool) -> Tensor:
     frame = frame_CHW if frame_CHW.dtype == torch.float64 else frame_CHW.float()
     frame_of_crop = torch.linalg.inv(crop_of_frame[:, :2])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..types import Face, FacePool, FaceTrack, PersonFaces
-from .alignment import crop_faces
+from .alignment import crop_corners, crop_faces
 from .detector import Detector
 from .recognizer import Recognizer
 
@@ -176,6 +176,32 @@ def person_faces(
         # The zero stays tied to the frames, so that a reward without any face can still be differentiated.
         embeddings_TD = (0 * frames_TCHW[:, 0, 0, :1]).float().expand(-1, recognizer.dim)
     return PersonFaces(embeddings_TD, seen_T, pool, reference_D)
+
+
+def face_box(
+    frames_TCHW: Tensor, detector: Detector, *, size: int = 112, border: float = 0.125
+) -> tuple[int, int, int, int] | None:
+    """The box around all that `person_faces` may look at, whoever is followed: every crop of every face.
+
+    Frames without a face are looked at between the places of others, so that they add nothing.
+
+    Args:
+        size: of the recogniser's crop.
+        border: room on each side for faces found a little elsewhere, as a share of the crop.
+
+    Returns:
+        (top, bottom, left, right) in pixels, bottom and right the first outside; None: no face is found.
+    """
+    faces = [face for found in detector.detect(frames_TCHW) for face in found]
+    if not faces:
+        return None
+    corners_F42 = crop_corners(torch.stack([face.points_52 for face in faces]), size)
+    room_F1 = border * (corners_F42[:, 0] - corners_F42[:, 1]).norm(dim=1, keepdim=True)
+    left, top = (corners_F42.amin(dim=1) - room_F1).amin(dim=0).floor().int().tolist()
+    right, bottom = (corners_F42.amax(dim=1) + room_F1).amax(dim=0).ceil().int().tolist()
+    height, width = frames_TCHW.shape[-2:]
+    box = max(top, 0), min(bottom + 1, height), max(left, 0), min(right + 1, width)
+    return box if box[0] < box[1] and box[2] < box[3] else None
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """What sampling and training know of a video model: two small protocols."""
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -41,6 +41,24 @@ class VideoCodec(Protocol):
     def pullback(self, latents_BCTHW: Tensor, gradient_BTCHW: Tensor) -> Tensor:
         """The vector-Jacobian product of `decode`: d/d latents of ⟨gradient, decode(latents)⟩."""
         ...
+
+
+Result = TypeVar("Result")
+Judge = Callable[[Tensor], tuple[Result, Tensor]]
+"""Frames (1, T, 3, H, W) → what there is to say of them, and the gradient of it with respect to them."""
+
+
+def pull(codec: VideoCodec, latents_BCTHW: Tensor, judge: Judge[Result]) -> tuple[Result, Tensor]:
+    """What the judge says of one video, and its gradient pulled back to the latents.
+
+    A codec that shows the judge less than the whole truth has a `pull` of its own, which sees to it that the
+    gradient is true.
+    """
+    own = getattr(codec, "pull", None)
+    if own is not None:
+        return own(latents_BCTHW, judge)
+    result, gradient_BTCHW = judge(codec.decode(latents_BCTHW))
+    return result, codec.pullback(latents_BCTHW, gradient_BTCHW)
 
 
 def pullback_by_autograd(codec: VideoCodec, latents_BCTHW: Tensor, gradient_BTCHW: Tensor) -> Tensor:

@@ -18,6 +18,9 @@ from .vae_files import STATISTICS, check_shapes, read_tensors, statistics
 GROUP = 4
 """Frames of a latent frame; the first latent frame's first three are thrown away."""
 
+PIECE = 4
+"""Latent frames that are decoded at a time: at 704x1280 each holds 0.1 GiB in every layer."""
+
 _POOLED = (2, 2, 1)
 _GROWN = (1, 2, 2)
 """In time, of the three stages of encoder and decoder; in space each stage halves or doubles."""
@@ -94,13 +97,22 @@ class DraftCodec:
     def decode(self, latents_BCTHW: Tensor) -> Tensor:
         """Normalised latents → frames (B, 1 + 4k, 3, H, W) in about [0, 1], not clamped."""
         mean, std = self._statistics(latents_BCTHW)
-        latents_BTCHW = (latents_BCTHW * std + mean).transpose(1, 2)
-        frames_BTCHW = self.network.decode(latents_BTCHW.to(self._weight))
-        return frames_BTCHW[:, GROUP - 1 :].to(latents_BCTHW)
+        latents_BTCHW = (latents_BCTHW * std + mean).transpose(1, 2).to(self._weight)
+        before: list[Tensor] = []
+        pieces = [
+            self.network.decode(piece, before).to(latents_BCTHW)
+            for piece in latents_BTCHW.split(PIECE, dim=1)
+        ]
+        return torch.cat(pieces, dim=1)[:, GROUP - 1 :]
 
     def pullback(self, latents_BCTHW: Tensor, gradient_BTCHW: Tensor) -> Tensor:
         """d/d latents of ⟨gradient, decode(latents)⟩; its memory grows with the frames."""
         return pullback_by_autograd(self, latents_BCTHW, gradient_BTCHW)
+
+    @property
+    def channels(self) -> int:
+        """Of the latents."""
+        return self.network.channels
 
     @property
     def _weight(self) -> Tensor:
@@ -137,11 +149,16 @@ class TinyAutoencoder(nn.Module):
 
     def encode(self, frames_BTCHW: Tensor) -> Tensor:
         """4k frames → k latent frames."""
-        return _run(self.encoder, F.pixel_unshuffle(frames_BTCHW, self.patch))
+        return _run(self.encoder, F.pixel_unshuffle(frames_BTCHW, self.patch), [])
 
-    def decode(self, latents_BTCHW: Tensor) -> Tensor:
-        """k latent frames → 4k frames."""
-        return F.pixel_shuffle(_run(self.decoder, latents_BTCHW), self.patch)
+    def decode(self, latents_BTCHW: Tensor, before: list[Tensor]) -> Tensor:
+        """k latent frames → 4k frames.
+
+        Args:
+            before: what the blocks remember of the latent frames before these, nothing at the beginning; is
+                brought up to date.
+        """
+        return F.pixel_shuffle(_run(self.decoder, latents_BTCHW, before), self.patch)
 
 
 class _Remembering(nn.Module):
@@ -190,13 +207,20 @@ def _conv(channels: int, width: int, *, stride: int = 1, bias: bool = True) -> n
     return nn.Conv2d(channels, width, 3, stride, padding=1, bias=bias)
 
 
-def _run(layers: nn.Sequential, x_BTCHW: Tensor) -> Tensor:
-    """All frames through one layer after the other; a gradient computes the inside of blocks again."""
+def _run(layers: nn.Sequential, x_BTCHW: Tensor, remembered: list[Tensor]) -> Tensor:
+    """All frames through one layer after the other; a gradient computes the inside of blocks again.
+
+    `remembered`: of each remembering block its last input frame, (B, 1, C, H, W).
+    """
     batch, x = len(x_BTCHW), x_BTCHW.flatten(0, 1)
+    last_seen = iter(tuple(remembered))
+    remembered.clear()
     for layer in layers:
         if isinstance(layer, _Remembering):
             frames = x.unflatten(0, (batch, -1))
-            before = torch.cat([torch.zeros_like(frames[:, :1]), frames[:, :-1]], dim=1).flatten(0, 1)
+            first = next(last_seen, torch.zeros_like(frames[:, :1]))
+            remembered.append(frames[:, -1:].clone())  # a view would keep the whole
+            before = torch.cat([first, frames[:, :-1]], dim=1).flatten(0, 1)
             x = checkpoint(layer, x, before, use_reentrant=False, preserve_rng_state=False)
         else:
             x = layer(x)

@@ -1,24 +1,22 @@
 """Wan's video autoencoders as a VideoCodec: 2.1 (16 channels) and 2.2 (48 channels, TI2V-5B).
 
 Plain autograd through the decoder would keep 311 GiB for 81 frames of 480x832. `pullback` gives the same
-gradient to rounding. It works out from the gradient which frames were scored and which pixels, decodes up to
-the last scored frame without a graph, keeping the causal caches at the borders between latent frames, and
-walks back over them: one latent frame's graph alive, its caches inputs and outputs whose gradients are
-carried on. Latent frames after the last scored one are not touched.
+gradient to rounding. It works out from the gradient which frames were scored and which pixels, decodes the
+box around them up to the last scored frame without a graph, keeping the causal caches at the borders between
+latent frames, and walks back over them: one latent frame's graph alive, its caches inputs and outputs whose
+gradients are carried on. Latent frames after the last scored one are not touched.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .vae_box import GROUP, VideoBox, frames_of
 from .vae_decoder import CausalDecoder, Window
 from .vae_files import check_vae, read_vae, statistics
-
-GROUP = 4
-"""Frames of every latent frame but the first, which is one."""
 
 
 def load_vae(
@@ -53,6 +51,7 @@ class WanVae:
         *,
         margin: int | None = None,
         graph_bytes: int = 2 << 30,
+        kept_bytes: int = 16 << 30,
         caches_on_host: bool = True,
     ) -> None:
         """
@@ -62,12 +61,14 @@ class WanVae:
                 depend on, which is 13 at most. Relative error on random weights with 10, 8 and 4: 2e-5, 4e-3
                 and 2.2 for Wan 2.1; 9e-7, 1e-4 and 2e-2 for Wan 2.2.
             graph_bytes: above these a latent frame's graph keeps half, for one more pass of each block.
-            caches_on_host: keep the caches at the borders in pinned host memory, so that the device's memory
+            kept_bytes: up to these `look` keeps the graphs of all latent frames, and decodes once.
+            caches_on_host: keep caches and such graphs in pinned host memory, so that the device's memory
                 does not grow with the frames; without a device there is no difference.
         """
         self.network = network
         self.margin = margin
         self.graph_bytes = graph_bytes
+        self.kept_bytes = kept_bytes
         self.caches_on_host = caches_on_host
         self.decoder = CausalDecoder(network)
 
@@ -106,9 +107,7 @@ class WanVae:
         z, caches = self._denormalised(latents_BCTHW), []
         for index in range(count):
             chunk_BCTHW, caches = self.decoder(z[:, :, index : index + 1], caches)
-            frames_BTCHW[:, _frames_of(index)] = (chunk_BCTHW.to(frames_BTCHW.dtype) / 2 + 0.5).transpose(
-                1, 2
-            )
+            frames_BTCHW[:, frames_of(index)] = (chunk_BCTHW.to(frames_BTCHW.dtype) / 2 + 0.5).transpose(1, 2)
         return frames_BTCHW
 
     def pullback(self, latents_BCTHW: Tensor, gradient_BTCHW: Tensor) -> Tensor:
@@ -127,54 +126,37 @@ class WanVae:
         if scored_THW.any():
             _, last_frame = _extent(scored_THW.flatten(1).any(1))
             box = (*_extent(scored_THW.any(0).any(1)), *_extent(scored_THW.any(0).any(0)))
-            count = (last_frame + GROUP - 2) // GROUP + 1
-            pulled_BCTHW[:, :, :count] = self.pull_box(latents_BCTHW[:, :, :count], gradient_BTCHW, box)
+            pulled_BCTHW = self.pull_box(latents_BCTHW, gradient_BTCHW[:, :last_frame], box)
         return pulled_BCTHW
 
     @torch.no_grad()
     def pull_box(self, latents_BCTHW: Tensor, gradient_BTCHW: Tensor, box: Window) -> Tensor:
-        """`pullback` where it is known that all latent frames given are wanted, and that the gradient is zero
-        outside the box (in pixels). Reads no value, so fake tensors can count its memory."""
-        height, width = latents_BCTHW.shape[-2:]
-        windows = self.decoder.windows(box, height, width, self.margin)
-        top, bottom, left, right = (self.decoder.patch * side for side in windows[-1])
+        """`pullback` where it is known up to which frame the gradient goes, and that it is zero outside the
+        box (in pixels). Reads no value, so fake tensors can count its memory."""
+        top, bottom, left, right = box
+        gradient_BTCHW = gradient_BTCHW[..., top:bottom, left:right]
+        return self._pull(latents_BCTHW, self._box(latents_BCTHW, box), gradient_BTCHW)
+
+    @torch.no_grad()
+    def look(self, latents_BCTHW: Tensor, box: Window) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """One video's frames inside the box (in pixels), and what pulls a gradient on its first frames, as
+        many as it has, back to the latents; once. Reads no value."""
+        seen = self._box(latents_BCTHW, box)
+        frames_BTCHW = seen.decode(keep=seen.graph_bytes * latents_BCTHW.shape[2] <= self.kept_bytes)
+        frames_BTCHW = frames_BTCHW.to(latents_BCTHW.dtype) / 2 + 0.5
+        return frames_BTCHW, lambda gradient_BTCHW: self._pull(latents_BCTHW, seen, gradient_BTCHW)
+
+    def _box(self, latents_BCTHW: Tensor, box: Window) -> VideoBox:
+        options = {"margin": self.margin, "graph_bytes": self.graph_bytes, "shelf": self._shelf}
+        return VideoBox(self.decoder, self._denormalised(latents_BCTHW), box, **options)
+
+    def _pull(self, latents_BCTHW: Tensor, seen: VideoBox, gradient_BTCHW: Tensor) -> Tensor:
         # The product is linear in the gradient; float16 has no room for small ones.
         low, high = torch.aminmax(gradient_BTCHW)
         largest = torch.maximum(-low, high)
-
-        z_T = self._denormalised(latents_BCTHW).split(1, dim=2)
-        borders: list[list[Tensor]] = [[]]
-        caches: list[Tensor] = []
-        for z in z_T[:-1]:
-            _, caches = self.decoder(z, caches, windows)
-            borders.append([cache.to(self._shelf, non_blocking=True) for cache in caches])
-        del caches
-        pulled_T, carried = [], []
-        for index in reversed(range(len(z_T))):
-            gradient_BTCHW_ = gradient_BTCHW[:, _frames_of(index), :, top:bottom, left:right] / largest
-            pulled, *carried = self._pull_chunk(
-                z_T[index], borders.pop(), windows, [gradient_BTCHW_.transpose(1, 2), *carried]
-            )
-            pulled_T.append(pulled)
         _, std = statistics(self.channels, latents_BCTHW)
         # Half, because frames are x / 2 + 1 / 2.
-        return torch.cat(pulled_T[::-1], dim=2).to(latents_BCTHW) * std * largest / 2
-
-    def _pull_chunk(
-        self, z: Tensor, caches: list[Tensor], windows: Sequence[Window], gradients: list[Tensor]
-    ) -> tuple[Tensor, ...]:
-        """The gradients of one latent frame and of the caches it was given, from those of what it gave."""
-        z = z.detach().requires_grad_()
-        caches = [cache.to(z.device, non_blocking=True).detach().requires_grad_() for cache in caches]
-        height, width = z.shape[-2:]
-        size = self.decoder.chunk_size(height, width, windows)
-        sparing = size.graph * z.element_size() > self.graph_bytes
-        with torch.enable_grad():
-            chunk, kept = self.decoder(z, caches, windows, sparing=sparing)
-        # The last latent frame's caches are wanted by nobody; some of the first one's are mere zeros.
-        pairs = zip([chunk, *kept], gradients, strict=False)
-        given, wanted = zip(*((part, wish) for part, wish in pairs if part.requires_grad), strict=True)
-        return torch.autograd.grad(given, [z, *caches], [wish.to(chunk) for wish in wanted])
+        return seen.pull(gradient_BTCHW / largest).to(latents_BCTHW) * std * largest / 2
 
     @property
     def _weight(self) -> Tensor:

@@ -1,7 +1,7 @@
 """The truncated reward gradient with its KL anchor, taken step by step (Eq. 3, 4, 7).
 
 Plain autograd would keep the graphs of K network passes, the decoder and the reward at once. Here the rollout
-runs without a graph and keeps x_t only; the reward's gradient is pulled back through the codec to
+keeps x_t and no graph but its last step's; the reward's gradient is pulled back through the codec to
 a_N = dL/dx_N; then the K steps are walked backwards, one step's graph alive at a time:
 
     x_{i+1} = x_i + dt_i v(x_i)
@@ -9,28 +9,43 @@ a_N = dL/dx_N; then the K steps are walked backwards, one step's graph alive at 
     a_i     = a_{i+1} + (∂v/∂x_i)ᵀ dt_i a_{i+1}
 
 It equals plain autograd to rounding, and its memory does not grow with K. Passes of the network per call, N
-steps, R of them compared with the frozen model: N + K + R forward and K backward; "detached" adds up to R,
-which cost a model that offers `velocities` no second run of its blocks.
+steps, R of them compared with the frozen model, M passes of the rollout kept for the gradient (1, or as many
+as memory has room for): N + K - M + R forward and K backward. "detached" adds up to R backward, which cost a
+model that offers `velocities` no second run of its blocks.
 """
 
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from itertools import chain
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ..models.base import VideoCodec, VideoModel
+from ..models.base import VideoCodec, VideoModel, pull
 from ..types import RewardScore, Rollout
 from .anchor import AnchorWeighting, kl_anchor
+from .flow import euler_step
 from .rollout import steps
 
 Score = Callable[[Tensor, int], RewardScore]
 """score(frames_TCHW, index in the batch), differentiable in the frames."""
 
 KLThrough = Literal["detached", "exact", "biased"]
+
+
+@dataclass(frozen=True, eq=False)
+class _Pass:
+    """One pass of the network, with its graph."""
+
+    x_t: Tensor
+    """Wants a gradient where there is a step before it in the chain."""
+    v: Tensor
+    """v_θ(x_t), through which the reward's gradient goes."""
+    v_anchor: Tensor
+    """The same for the anchor; a tensor of its own where that leads to θ alone."""
+    v_ref: Tensor | None
+    """v_ref(x_t), at anchored steps."""
 
 
 @torch.no_grad()
@@ -48,6 +63,7 @@ def reward_gradient(
     kl_weighting: AnchorWeighting = "sigma",
     kl_through: KLThrough = "detached",
     anchored: Sequence[int] | None = None,
+    kept_passes: int = 1,
     scale: float = 1.0,
 ) -> tuple[Rollout, list[RewardScore]]:
     """Sample from x and add dL/dθ to the `.grad` of the model's adapter parameters, where
@@ -66,6 +82,9 @@ def reward_gradient(
             v_θ(x_t) and v_ref(x_t). "biased": through v_θ(x_t) only, as in the authors' code; 5 to 9 % off.
         anchored: which of the K steps, from 0, are compared with the frozen model; None: all. A random choice
             gives the anchor's gradient in expectation and saves the other steps' frozen passes.
+        kept_passes: M, of the K steps' passes in the rollout, counted from the end, how many keep their graph
+            instead of being run again for it. The last one's costs nothing but that it is there while the
+            video is decoded; each further one costs what a pass keeps.
         scale: for gradient accumulation: the share of this call in the whole batch.
 
     Returns:
@@ -77,39 +96,51 @@ def reward_gradient(
         raise ValueError(f"The last K of {num_steps} steps carry gradients; K = {grad_steps} does not fit.")
     if kl_through not in ("detached", "exact", "biased"):
         raise ValueError(f'The KL term runs through x_t "detached", "exact" or "biased", not "{kl_through}".')
+    levels, first = sigmas.tolist(), num_steps - grad_steps
+    anchored = [first + k for k in sorted(range(grad_steps) if anchored is None else anchored)]
+    way = kl_through if kl_weight else "biased"
+
+    def run(i: int, x_t: Tensor) -> _Pass:
+        # What lies before the first gradient step is cut off: its x_t is given.
+        return _run(model, x_t.detach().requires_grad_(i > first), levels[i], condition, way, i in anchored)
 
     x = x.to(torch.promote_types(x.dtype, torch.float32))
-    states = deque(chain([x], steps(model, x, condition, sigmas)), maxlen=grad_steps + 1)
+    kept_from = num_steps - min(kept_passes, grad_steps)
+    states, kept = [x, *steps(model, x, condition, sigmas[: kept_from + 1])], []
+    for i in range(kept_from, num_steps):
+        kept.append(run(i, states[i]))
+        states.append(euler_step(states[i], kept[-1].v.detach(), levels[i], levels[i + 1]))
+
     latents = states.pop()
     carried, scores = _pull_reward(codec, score, latents)
-    carried = -reward_weight * scale * carried
-
-    levels = sigmas[-grad_steps - 1 :].tolist()
-    anchored = sorted(range(grad_steps) if anchored is None else anchored)
+    carried = -reward_weight * scale * carried  # a_N
     drift: dict[int, Tensor] = {}
-    for i in reversed(range(grad_steps)):
-        sigma, sigma_next = levels[i], levels[i + 1]
-        chained = i > 0  # the first gradient step's x_t is given: what lies before it is cut off
-        x_t = states[i].detach().requires_grad_(chained)
-        with torch.enable_grad():
-            if i in anchored:
-                way = kl_through if kl_weight else "biased"
-                v, v_anchor, v_ref = _velocities(model, x_t, sigma, condition, way)
-                kl_part = kl_weight * scale / len(anchored) * kl_anchor(v_anchor, v_ref, sigma, kl_weighting)
-                drift[i] = (v - v_ref).detach().square().mean()
-            else:
-                v = v_anchor = model.velocity(x_t, sigma, condition)
-                kl_part = torch.zeros((), device=v.device)
-            reward_part = (sigma_next - sigma) * (carried * v).sum()  # its gradient is the chain's
-            if kl_through == "detached" and chained and kl_part.requires_grad and kl_weight and v_anchor is v:
-                # Parameters want both parts' gradients, x_t the reward's alone: two passes of one graph.
-                reward_part.backward(retain_graph=True)
-                carried = carried + _gradient(x_t)
-                kl_part.backward()
-            else:
-                (reward_part + kl_part).backward()
-                carried = carried + _gradient(x_t) if chained else carried
-        del v, v_anchor, reward_part, kl_part  # or the next step's graph would be built beside this one's
+
+    @torch.enable_grad()
+    def step_back(i: int, step: _Pass, carried: Tensor) -> Tensor:
+        """Step i backwards: θ's part goes to `.grad`, a_{i+1} becomes a_i."""
+        reward_part = (levels[i + 1] - levels[i]) * (carried * step.v).sum()  # its gradient is the chain's
+        kl_part = torch.zeros_like(reward_part)
+        if step.v_ref is not None:
+            weight = kl_weight * scale / len(anchored)
+            kl_part = weight * kl_anchor(step.v_anchor, step.v_ref, levels[i], kl_weighting)
+            drift[i] = (step.v - step.v_ref).detach().square().mean()
+        if not step.x_t.requires_grad:
+            (reward_part + kl_part).backward()
+            return carried
+        if way == "detached" and kl_part.requires_grad and step.v_anchor is step.v:
+            # Parameters want both parts' gradients, x_t the reward's alone: two passes of one graph.
+            reward_part.backward(retain_graph=True)
+            carried = carried + _gradient(step.x_t)
+            kl_part.backward()
+            return carried
+        (reward_part + kl_part).backward()
+        return carried + _gradient(step.x_t)
+
+    for i in reversed(range(first, num_steps)):
+        carried = step_back(
+            i, kept.pop() if kept else run(i, states[i]), carried
+        )  # nobody else holds the graph
 
     levels_R = torch.tensor([levels[i] for i in anchored], dtype=sigmas.dtype)
     drift_R = torch.stack([drift[i] for i in anchored]) if anchored else levels_R
@@ -120,34 +151,46 @@ def _pull_reward(codec: VideoCodec, score: Score, latents_BCTHW: Tensor) -> tupl
     """d(mean reward)/d latents and the scores, one video in memory at a time."""
     pulled, scores = [], []
     for index, latents_CTHW in enumerate(latents_BCTHW):
-        frames_TCHW = codec.decode(latents_CTHW[None])[0].detach().requires_grad_()
-        with torch.enable_grad():
-            result = score(frames_TCHW, index)
-        gradient_TCHW = torch.zeros_like(frames_TCHW)
-        if result.value.requires_grad:  # not where no frame could be scored
-            (gradient_TCHW,) = torch.autograd.grad(
-                result.value, frames_TCHW, allow_unused=True, materialize_grads=True
-            )
-        pulled.append(codec.pullback(latents_CTHW[None], gradient_TCHW[None]))
-        scores.append(replace(result, value=result.value.detach(), per_frame_T=result.per_frame_T.detach()))
+        judge = partial(_judge, score, index)
+        result, pulled_CTHW = pull(codec, latents_CTHW[None], judge)
+        pulled.append(pulled_CTHW)
+        scores.append(result)
     return torch.cat(pulled) / len(latents_BCTHW), scores
 
 
-def _velocities(
-    model: VideoModel, x_t: Tensor, sigma: float, condition: Any, kl_through: KLThrough
-) -> tuple[Tensor, Tensor, Tensor]:
+def _judge(score: Score, index: int, frames_BTCHW: Tensor) -> tuple[RewardScore, Tensor]:
+    """A video's score, detached, and its gradient with respect to the frames."""
+    frames_TCHW = frames_BTCHW[0].detach().requires_grad_()
+    with torch.enable_grad():
+        result = score(frames_TCHW, index)
+    gradient_TCHW = torch.zeros_like(frames_TCHW)
+    if result.value.requires_grad:  # not where no frame could be scored
+        (gradient_TCHW,) = torch.autograd.grad(
+            result.value, frames_TCHW, allow_unused=True, materialize_grads=True
+        )
+    result = replace(result, value=result.value.detach(), per_frame_T=result.per_frame_T.detach())
+    return result, gradient_TCHW[None]
+
+
+@torch.enable_grad()
+def _run(
+    model: VideoModel, x_t: Tensor, sigma: float, condition: Any, kl_through: KLThrough, anchored: bool
+) -> _Pass:
     """v_θ for the chain, v_θ for the anchor and v_ref.
 
     A model that has `velocities` gives all three at once; the anchor's v_θ then keeps its gradient from x_t
     where it has to.
     """
+    if not anchored:
+        v = model.velocity(x_t, sigma, condition)
+        return _Pass(x_t, v, v, None)
     together = getattr(model, "velocities", None)
     if together is not None:
         ways = {"fork": kl_through == "detached", "through_reference": kl_through == "exact"}
-        return together(x_t, sigma, condition, **ways)
+        return _Pass(x_t, *together(x_t, sigma, condition, **ways))
     v = model.velocity(x_t, sigma, condition)
     with torch.set_grad_enabled(kl_through == "exact"):
-        return v, v, model.frozen_velocity(x_t, sigma, condition)
+        return _Pass(x_t, v, v, model.frozen_velocity(x_t, sigma, condition))
 
 
 def _gradient(x: Tensor) -> Tensor:

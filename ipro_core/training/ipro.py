@@ -91,6 +91,12 @@ class IproSettings:
         "video; 0: off.",
         min=0,
     )
+    kept_passes: int = knob(
+        1,
+        "Of the K steps, from the end, how many passes keep what their gradient needs instead of being run "
+        "again: each saves a pass. The last one's is there anyhow; each more costs its memory.",
+        min=0,
+    )
     microbatch: int = knob(
         1, "Videos of one shape that pass the network together: faster, more memory.", min=1
     )
@@ -168,6 +174,7 @@ class IproObjective:
             kl_weighting=wanted.kl_weighting,
             kl_through=wanted.kl_through,
             anchored=anchored,
+            kept_passes=wanted.kept_passes,
             scale=share,
         )
 
