@@ -34,6 +34,8 @@ class Placement:
     """Whether what the backward pass needs of each block waits in host memory."""
     ffn_tokens: int = 4096
     """Tokens that a feed-forward layer works on at a time; its activations are the widest."""
+    compile: str | None = None
+    """torch.compile's backend ("inductor") for the segments of a block; None: as they are."""
 
 
 class Copies:

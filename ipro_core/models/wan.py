@@ -23,7 +23,7 @@ from .memory import BlockStates, BlockWeights, Placement
 from .stack import BlockStack, Lane
 from .wan_files import load_transformer, open_wan_file
 from .wan_keys import to_diffusers, to_official
-from .wan_network import enter, leave
+from .wan_network import EAGER, compiled, enter, leave
 
 TARGETS = (
     *(f"{attention}.{part}" for attention in ("self_attn", "cross_attn") for part in "qkvo"),
@@ -131,6 +131,7 @@ class WanVideoModel:
             states or BlockStates(placement),
             self.adapters,
             placement.ffn_tokens,
+            compiled(placement.compile) if placement.compile else EAGER,
         )
 
     def velocity(self, x_BCTHW: Tensor, sigma: float, condition: WanCondition) -> Tensor:
