@@ -257,7 +257,7 @@ STORAGES = {"fp8": 0.05, "int8": 0.015, "Q8_0": 0.01, "Q5_1": 0.06, "Q4_0": 0.15
 
 
 def quantised(linear: nn.Linear, storage: str) -> FrozenLinear:
-    """fp8 and int8 with a scale for each row, the largest weight at the end of the type's range; or GGUF's."""
+    """fp8 and int8 with a scale for each row, the largest weight at the end of the range; or GGUF blocks."""
     matrix = linear.weight.detach().float()
     if storage.startswith("Q"):
         import gguf
@@ -458,6 +458,27 @@ def test_an_update_visits_each_block_the_promised_number_of_times(through, backw
         "again": again * blocks,
         "backward": backward * blocks,
     }
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch.compile looks for one at every input
+def test_compiled_segments_give_the_same_gradients_and_one_graph_serves_all_blocks():
+    from torch._dynamo.utils import counters
+
+    results = []
+    for backend in (None, "aot_eager"):
+        counters.clear()
+        # 24 tokens in pieces of 10: the last piece, of 4, makes one graph more.
+        wan = model("T2V", layers=3, placement=Placement(ffn_tokens=10, compile=backend))
+        x = X.clone().requires_grad_()
+        passes = wan.velocities(x, SIGMA, condition("T2V"), fork=True, through_reference=False)
+        sum((v * draw(*v.shape, seed=9 + i)).sum() for i, v in enumerate(passes)).backward()
+        assert x.grad is not None
+        results.append((*(v.detach() for v in passes), x.grad, collect(wan)))
+    for ours, expected in zip(results[1], results[0], strict=True):
+        assert distance(ours, expected) <= 1e-5
+    # Were there a graph for each block: 4 segments · 3 blocks · 3 runs (v_θ, v_ref, v_θ again).
+    assert counters["stats"]["unique_graphs"] < 36 and not counters["graph_break"]
 
 
 def test_a_rank_stabilised_adapter_says_so_by_its_alpha():

@@ -283,6 +283,21 @@ def test_one_random_reference_step_has_the_whole_gradient_in_expectation():
     torch.testing.assert_close(one, whole, rtol=1e-4, atol=1e-7)
 
 
+def test_an_anchor_by_chance_has_the_whole_gradient_in_expectation():
+    # Half the videos are compared, at twice the weight: the mean of one that is and one that is not.
+    whole = chosen_gradients(SETTINGS, lambda generator: None, 1)
+    half = replace(SETTINGS, reference_chance=0.5)
+    some = chosen_gradients(half, lambda g: bool(torch.rand((), generator=g) < 0.5), 2)
+    torch.testing.assert_close(some, whole, rtol=1e-4, atol=1e-7)
+    kl = []
+    for seed in range(20):
+        draw = Draw(sample(0), torch.Generator().manual_seed(seed))
+        kl += [metrics["kl"] for metrics in objective(half).gradients([draw])]
+        whole_kl = next(objective().gradients([Draw(sample(0), torch.Generator().manual_seed(seed))]))["kl"]
+        assert kl[-1] == 0 or kl[-1] == pytest.approx(2 * whole_kl, rel=1e-5)
+    assert 0 < kl.count(0) < 20
+
+
 def test_steps_without_an_anchor_make_no_frozen_pass():
     of = objective(replace(SETTINGS, reference_steps=1))
     model: Any = of.model

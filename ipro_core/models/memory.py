@@ -37,6 +37,8 @@ class Placement:
     recompute: bool = True
     """Whether a block is run again for its gradient. A small network, all resident, is faster without: torch
     then keeps the graph of a whole pass."""
+    compile: str | None = None
+    """torch.compile's backend ("inductor") for the segments of a block; None: as they are."""
 
 
 class Copies:

@@ -17,17 +17,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import Parameter
 
 from .adapters import Adapters
-from .attention import Attended
-from .memory import BlockStates, BlockWeights
-from .wan_network import (
-    Side,
-    after_self_attention,
-    cross_attention,
-    feed_forward,
-    self_attention,
-    self_attention_again,
-    token_pieces,
-)
+from .attention import Attended, attend, attend_again
+from .memory import BlockStates, BlockWeights, Placement
+from .wan_network import EAGER, Side, compiled, token_pieces
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,11 +51,11 @@ class BlockStack:
         weights: BlockWeights,
         states: BlockStates,
         adapters: Adapters,
-        ffn_tokens: int,
-        recompute: bool = True,
+        placement: Placement,
     ):
         self.weights, self.states, self.adapters = weights, states, adapters
-        self.ffn_tokens, self.recompute = ffn_tokens, recompute
+        self.ffn_tokens, self.recompute = placement.ffn_tokens, placement.recompute
+        self.segments = compiled(placement.compile) if placement.compile else EAGER
         self.visits: Counter[str] = Counter()
         """Runs of a block so far: "forward", "again" (for its gradient), "backward" (one per cotangent)."""
 
@@ -93,12 +85,12 @@ class BlockStack:
             left: list[Kept] = []
             for j, lane in enumerate(lanes):
                 with self.adapters.only(lane.adapters):
-                    attended = self_attention(block, out[j], lane.side)
-                    x_BLD = after_self_attention(block, out[j], lane.side, attended.out_BLD)
+                    attended = attend(*self.segments.queries(block, out[j], lane.side))
+                    x_BLD = self.segments.after_self_attention(block, out[j], lane.side, attended.out_BLD)
                     if wanted[j]:
                         attended = replace(attended, out_BLD=self.states.keep(attended.out_BLD))
                         left.append(Kept(self.states.keep(out[j]), attended))
-                    x_BLD = cross_attention(block, x_BLD, lane.side)
+                    x_BLD = self.segments.cross_attention(block, x_BLD, lane.side)
                     out[j] = self._feed_forward(block, x_BLD, lane.side.modulation_BF6D)
                 self.visits["forward"] += 1
             kept.append(left)
@@ -137,22 +129,25 @@ class BlockStack:
     def _pull_block(
         self, block: Any, x_BLD: Tensor, side: Side, attended: Attended, cotangents: list[Tensor]
     ) -> list[Any]:
+        segments = self.segments
         with torch.no_grad():
-            middle_BLD = after_self_attention(block, x_BLD, side, attended.out_BLD)
+            middle_BLD = segments.after_self_attention(block, x_BLD, side, attended.out_BLD)
         middle_BLD.requires_grad_()
-        crossed_BLD = cross_attention(block, middle_BLD, side)
+        crossed_BLD = segments.cross_attention(block, middle_BLD, side)
         cotangents = self._pull_feed_forward(block, crossed_BLD.detach(), side.modulation_BF6D, cotangents)
         cotangents = _pull(crossed_BLD, middle_BLD, cotangents)
         del crossed_BLD, middle_BLD
-        again_BLD = self_attention_again(block, x_BLD, side, attended)
-        return _pull(after_self_attention(block, x_BLD, side, again_BLD), x_BLD, cotangents)
+        again_BLD = attend_again(*segments.queries(block, x_BLD, side), attended)
+        return _pull(segments.after_self_attention(block, x_BLD, side, again_BLD), x_BLD, cotangents)
 
     def _feed_forward(self, block: Any, x_BLD: Tensor, modulation_BF6D: Tensor) -> Tensor:
         if x_BLD.shape[1] <= self.ffn_tokens:
-            return feed_forward(block, x_BLD, modulation_BF6D)
+            return self.segments.feed_forward(block, x_BLD, modulation_BF6D)
         out_BLD = torch.empty_like(x_BLD)
         for tokens, groups in token_pieces(x_BLD.shape[1], modulation_BF6D.shape[1], self.ffn_tokens):
-            out_BLD[:, tokens] = feed_forward(block, x_BLD[:, tokens], modulation_BF6D[:, groups])
+            out_BLD[:, tokens] = self.segments.feed_forward(
+                block, x_BLD[:, tokens], modulation_BF6D[:, groups]
+            )
         return out_BLD
 
     def _pull_feed_forward(
@@ -161,7 +156,7 @@ class BlockStack:
         pulled = [torch.empty_like(x_BLD) for _ in cotangents]
         for tokens, groups in token_pieces(x_BLD.shape[1], modulation_BF6D.shape[1], self.ffn_tokens):
             x_piece = x_BLD[:, tokens].detach().requires_grad_()
-            y_piece = feed_forward(block, x_piece, modulation_BF6D[:, groups])
+            y_piece = self.segments.feed_forward(block, x_piece, modulation_BF6D[:, groups])
             pieces = _pull(y_piece, x_piece, [given[:, tokens] for given in cotangents])
             for target_BLD, piece in zip(pulled, pieces, strict=True):
                 target_BLD[:, tokens] = piece

@@ -1,8 +1,8 @@
 """A box of one video through Wan's decoder, forwards and backwards, one latent frame at a time.
 
-For the way back there wait on the host either the causal caches at the borders between latent frames, each of
-which is then decoded once more for its graph; or the graphs themselves, 10 GiB for a face of 100 px that stays
-in its place for 121 frames of TI2V-5B.
+For the way back there wait on the host either the causal caches at the borders between latent frames, and
+each is decoded once more for its graph; or the graphs themselves: 10 GiB for a face of 100 px that stays in
+its place for 121 frames of TI2V-5B.
 """
 
 import torch

@@ -130,8 +130,7 @@ class WanVideoModel:
             weights or BlockWeights(transformer.blocks, placement),
             states or BlockStates(placement),
             self.adapters,
-            placement.ffn_tokens,
-            placement.recompute,
+            placement,
         )
 
     def velocity(self, x_BCTHW: Tensor, sigma: float, condition: WanCondition) -> Tensor:

@@ -7,15 +7,14 @@ modulation then costs 94 bytes per token and channel, here next to nothing.
 Shapes: L tokens, D channels, F groups of tokens that share a time step: 1, or the number of latent frames.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-
-from .attention import Attended, attend, attend_again
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,14 +57,14 @@ def leave(network: Any, x_BLD: Tensor, time_BFD: Tensor, latents: Sequence[int])
     return y.flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
 
-def self_attention(block: Any, x_BLD: Tensor, side: Side) -> Attended:
-    """The first segment up to its projection, without a graph."""
-    return attend(*_queries(block, x_BLD, side))
-
-
-def self_attention_again(block: Any, x_BLD: Tensor, side: Side, kept: Attended) -> Tensor:
-    """`kept.out_BLD` with its graph."""
-    return attend_again(*_queries(block, x_BLD, side), kept)
+def queries(block: Any, x_BLD: Tensor, side: Side) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v of the self-attention, each (B, L, heads, channels of a head)."""
+    attention, heads = block.attn1, (block.attn1.heads, -1)
+    shift, scale, *_ = _rows(block, side.modulation_BF6D)
+    y_BLD = _modulated(block.norm1, x_BLD, shift, scale)
+    q_BLHD = _rotated(attention.norm_q(attention.to_q(y_BLD)).unflatten(2, heads), side.rotary)
+    k_BLHD = _rotated(attention.norm_k(attention.to_k(y_BLD)).unflatten(2, heads), side.rotary)
+    return q_BLHD, k_BLHD, attention.to_v(y_BLD).unflatten(2, heads)
 
 
 def after_self_attention(block: Any, x_BLD: Tensor, side: Side, attended_BLD: Tensor) -> Tensor:
@@ -99,6 +98,34 @@ def feed_forward(block: Any, x_BLD: Tensor, modulation_BF6D: Tensor) -> Tensor:
     return _gated(x_BLD, block.ffn(_modulated(block.norm3, x_BLD, shift, scale)).float(), gate)
 
 
+@dataclass(frozen=True)
+class Segments:
+    """What a block does, less its self-attention itself, as functions of block and tokens."""
+
+    queries: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    after_self_attention: Callable[..., Tensor]
+    cross_attention: Callable[..., Tensor]
+    feed_forward: Callable[..., Tensor]
+
+
+EAGER = Segments(queries, after_self_attention, cross_attention, feed_forward)
+
+
+@cache
+def compiled(backend: str) -> Segments:
+    """The segments by torch.compile: one graph serves all blocks, since their weights are its inputs.
+
+    There is one for each set of adapters that is on, with and without a gradient; a second number of tokens
+    makes it general in that.
+    """
+
+    from torch._functorch import config
+
+    config.donated_buffer = False  # such buffers would not live for the second of two cotangents
+    segments = (getattr(EAGER, name) for name in EAGER.__dataclass_fields__)
+    return Segments(*(torch.compile(segment, backend=backend) for segment in segments))
+
+
 def token_pieces(tokens: int, groups: int, at_most: int) -> Iterator[tuple[slice, slice]]:
     """Pieces of the L axis for `feed_forward`, each with its piece of the modulation's F axis.
 
@@ -112,16 +139,6 @@ def token_pieces(tokens: int, groups: int, at_most: int) -> Iterator[tuple[slice
     step = max(1, at_most // size)
     for start in range(0, groups, step):
         yield slice(start * size, (start + step) * size), slice(start, start + step)
-
-
-def _queries(block: Any, x_BLD: Tensor, side: Side) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k and v of the self-attention, each (B, L, heads, channels of a head)."""
-    attention, heads = block.attn1, (block.attn1.heads, -1)
-    shift, scale, *_ = _rows(block, side.modulation_BF6D)
-    y_BLD = _modulated(block.norm1, x_BLD, shift, scale)
-    q_BLHD = _rotated(attention.norm_q(attention.to_q(y_BLD)).unflatten(2, heads), side.rotary)
-    k_BLHD = _rotated(attention.norm_k(attention.to_k(y_BLD)).unflatten(2, heads), side.rotary)
-    return q_BLHD, k_BLHD, attention.to_v(y_BLD).unflatten(2, heads)
 
 
 def _rows(block: Any, modulation_BF6D: Tensor) -> tuple[Tensor, ...]:

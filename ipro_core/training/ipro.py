@@ -78,6 +78,13 @@ class IproSettings:
         "passes, right in expectation.",
         min=0,
     )
+    reference_chance: float = knob(
+        1.0,
+        "How often a video is compared with the frozen model at all; where it is, the anchor counts for the "
+        "others too. Below 1 saves passes, right in expectation.",
+        min=0.01,
+        max=1,
+    )
     gradient_frames: int = knob(
         0,
         "Frames, drawn anew each time, through which the reward's gradient flows; 0: all. Saves decoding, "
@@ -159,7 +166,10 @@ class IproObjective:
         grad_steps, anchored = min(wanted.grad_steps, len(sigmas) - 1), None
         if wanted.random_grad_steps:
             grad_steps = int(torch.randint(1, grad_steps + 1, (), generator=generator))
-        if 0 < wanted.reference_steps < grad_steps:
+        chance = wanted.reference_chance
+        if chance < 1 and torch.rand((), generator=generator) >= chance:
+            anchored = []
+        elif 0 < wanted.reference_steps < grad_steps:
             anchored = torch.randperm(grad_steps, generator=generator)[: wanted.reference_steps].tolist()
         return reward_gradient(
             self.model,
@@ -170,7 +180,7 @@ class IproObjective:
             sigmas,
             grad_steps=grad_steps,
             reward_weight=wanted.reward_weight,
-            kl_weight=wanted.kl_weight,
+            kl_weight=wanted.kl_weight / chance,
             kl_weighting=wanted.kl_weighting,
             kl_through=wanted.kl_through,
             anchored=anchored,
@@ -182,7 +192,7 @@ class IproObjective:
         self, draws: Sequence[Draw], rollout: Rollout, scores: Sequence[RewardScore]
     ) -> dict[str, float]:
         weights = [anchor_weight(sigma, self.settings.kl_weighting) for sigma in rollout.sigmas_K.tolist()]
-        drift_K = rollout.drift_K.tolist()
+        drift_K = [drift / self.settings.reference_chance for drift in rollout.drift_K.tolist()]
         for draw, score in zip(draws, scores, strict=True):
             if not score.seen_T.any() and not self._warned:
                 logger.warning("The video sampled for %s shows no face; said once.", draw.sample.name)
