@@ -39,7 +39,7 @@ from ..training.presets import PRESETS, Preset
 from .flags import add_knobs, given_knobs, progress
 
 LORA = "ipro.safetensors"
-SCENES = 800
+SCENES = 1600
 KNOB_GROUPS = (LoopSettings, IproSettings, FacePoolReward)
 KNOBS = [knob.name for group in KNOB_GROUPS for knob in fields(group)]
 
