@@ -115,7 +115,7 @@ TINY = Preset(
         updates=160,  # what fits into ten minutes of one core
         batch_size=10,  # measured: with 6, noise moves the adapter more than the reward does
         # Measured with the KL weight on 24 scenes of "checks", 150 updates: FaceSim +0.109 with 0.86 of the
-        # head motion; with a KL weight of 0.3 +0.096 and 0.95; of 0.15, and 1.2e-3 throughout, +0.130 and 0.70.
+        # head motion; with a KL weight of 0.3 +0.096 and 0.95; of 0.15, at 1.2e-3, +0.130 and 0.70.
         learning_rate=1.3e-3,
         last_rate=0.4,
         checkpoint_every=20,
