@@ -11,7 +11,6 @@ Whatever moment its process is killed at, the folder continues: files are replac
 dropped, a damaged state gives way to the one before it, and the lock dies with its holder.
 """
 
-import hashlib
 import importlib.metadata
 import json
 import logging
@@ -30,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from .files import write_atomically
+from .files import fingerprint, write_atomically
 from .types import StepRecord
 
 logger = logging.getLogger("ipro")
@@ -126,7 +125,7 @@ class Run:
         assert self.writable, "a closed run is not written to"
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
         note = {"kind": "run state", "step": state.step, "scalars": dict(state.scalars)}
-        note |= {"versions": _versions(), "sha256": _digest(tensors)}
+        note |= {"versions": _versions(), "sha256": fingerprint(tensors)}
         path = self.folder / "state" / f"step-{state.step:08d}.safetensors"
         write_atomically(path, save(tensors, metadata={"ipro": json.dumps(note)}))
         self._drop_old_states()
@@ -277,18 +276,9 @@ def _read_state(path: Path) -> State:
         note = json.loads((file.metadata() or {}).get("ipro", "{}"))
         # Cloned, because they are a window on the file, which Windows then would not let us delete.
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118, it is no dict
-    if note.get("kind") != "run state" or note["sha256"] != _digest(tensors):
+    if note.get("kind") != "run state" or note["sha256"] != fingerprint(tensors):
         raise ValueError("its checksum does not fit")
     return State(note["step"], tensors, note["scalars"])
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names and bytes: safetensors notices a cut file, but not a flipped bit."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _append_line(path: Path, value: Mapping[str, Any]) -> None:

@@ -1,162 +1,239 @@
-"""What a job needs, opened once, and the videos made with it: the seam that commands and graphs share."""
+"""What a job needs, opened one network at a time, and the videos made with it: commands and graphs share it.
 
-import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+The embedded world (`tinyworld.open_tiny_world`) and real Wan (`wan_studio.open_wan`) are two ways to fill
+one `Studio`. Nothing in it is open: what is asked of clips is made stage by stage, each with only its own
+network in memory, and kept; training and sampling then open the video model and what judges its frames.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .clips.video import read_frames
+from .cache import Cache, Stage, name_of
+from .clips.dataset import faces_stage, image_stage, pool_of, text_stage
+from .clips.scenes import Scene
 from .evaluation.compare import SceneVideos
 from .faces.detector import Detector
-from .faces.packs import load_face_models, load_recognizer
-from .faces.pool import build_pool
 from .faces.recognizer import Recognizer
 from .models.base import VideoCodec
-from .models.memory import Placement
-from .models.wan import WanCondition, WanVideoModel, image_condition, load_video_model
-from .sampling.flow import shifted_sigmas
+from .models.condition import WanCondition, first_frame, wan_condition
+from .models.wan import WanVideoModel
+from .sampling.boundary import Start, boundary_stage
+from .sampling.flow import shifted_sigmas, switch_step
 from .sampling.rollout import sample
-from .tinyworld import CODEC, FACE_PACK, JUDGE, VIDEO_MODEL
-from .tinyworld.codec import LinearCodec
-from .tinyworld.scenes import embed_prompt, tiny_scenes
 from .training.ipro import IproSettings, TrainingSample
+from .types import Framing
 
-TINY_SIDE, TINY_FRAMES, TINY_FPS = 48, 9, 8.0
+Opened = TypeVar("Opened")
 
 
 @dataclass(frozen=True, eq=False)
-class Scene:
-    """One real clip, and what a model is asked to make of its first frame."""
+class Network(Generic[Opened]):
+    """A network that is not open yet."""
+
+    identity: Callable[[], str]
+    """What tells its weights, and all that is laid on them, from any others; it may read whole files."""
+    open: Callable[[], Opened]
+
+
+class Work(NamedTuple):
+    """One stage before it is done: iterate over `items`."""
 
     name: str
-    prompt: str
-    frames_TCHW: Tensor
-    """In [0, 1]; frame 0 is the input image."""
+    total: int
+    items: Iterator[Any]
 
 
 @dataclass(frozen=True, eq=False)
 class Studio:
-    """The model with its codec, the face networks, and the judge that is never a reward."""
+    """The networks of one job, and what is kept of the clips they have seen."""
 
-    model: WanVideoModel
-    codec: VideoCodec
-    detector: Detector
-    recognizer: Recognizer
-    judge: Recognizer
-    embed_prompt: Callable[[str], Tensor]
-    """A prompt's embedding, (L, D)."""
+    kind: str
+    """Of the video model, see `WanFile.family`."""
+    base: str
+    """The name of the tuned network's file."""
+    shapes: Mapping[str, tuple[int, ...]]
+    """Of its tensors, by official name."""
+    framing: Framing
+    latent_shape: tuple[int, ...]
+    """(C, T, H, W) of a video of that size and length."""
+    text: Network[Callable[[str], Tensor]]
+    """Gives a prompt's embedding, (L, D)."""
+    codec: Network[VideoCodec]
+    faces: Network[tuple[Detector, Recognizer]]
+    """Its identity is the detector's name, then the recogniser's."""
+    model: Network[WanVideoModel]
+    """What is tuned: of two experts the low-noise one."""
+    high_noise: Network[WanVideoModel] | None
+    """The frozen expert that samples the steps before `IproSettings.first_tuned_step`."""
+    judge: Network[Recognizer] | None
+    """Measures, never rewards."""
+    cache: Cache
+    read_clips: Callable[[Sequence[Path | str]], Sequence[Scene]]
+    """Scenes from video files and folders of them, as the model sees them."""
+    boundary: float | None = None
+    """The noise level below which the tuned one of two experts works."""
+    device: torch.device | str = "cpu"
+    min_face: float = 24.0
+    """Smallest face of a pool, in pixels of the clip."""
 
-    def condition(self, first_frame_CHW: Tensor, prompt: str, frames: int) -> WanCondition:
-        """What the model is told, of batch size 1."""
-        image_BCTHW = image_condition(self.codec, first_frame_CHW[None], frames)
-        return WanCondition(self.embed_prompt(prompt)[None], image_BCTHW)
+    def fit(self, settings: IproSettings, *, asked: bool, known: bool) -> IproSettings:
+        """The settings with the first tuned step that the model has: the first of the low-noise expert's.
 
-    def training_sample(self, scene: Scene) -> TrainingSample:
-        """A scene with its clip's faces as the pool (Section 4.2).
+        Args:
+            asked: the user wants this first step.
+            known: the settings are of this model; else one network is tuned from its first step on.
 
         Raises:
-            ValueError: the clip shows no face.
+            ValueError: the schedule leaves an expert nothing to do, or begins it elsewhere than asked.
         """
-        condition = self.condition(scene.frames_TCHW[0], scene.prompt, len(scene.frames_TCHW))
-        pool = build_pool(scene.frames_TCHW, self.detector, self.recognizer, source=scene.name, min_face=0)
+        if self.boundary is None:
+            return settings if known else replace(settings, first_tuned_step=0)
+        switch = switch_step(shifted_sigmas(settings.steps, settings.shift), self.boundary)
+        schedule = f"{settings.steps} steps at shift {settings.shift:g}"
+        if switch >= settings.steps:
+            raise ValueError(
+                f"{schedule} leave nothing to the low-noise expert, which begins below noise level "
+                f"{self.boundary:g}: take more steps or a smaller shift."
+            )
+        if asked and settings.first_tuned_step != switch:
+            raise ValueError(
+                f"Of {schedule} the low-noise expert takes those from {switch} on: leave out "
+                f"--first-tuned-step, or give {switch}."
+            )
+        return replace(settings, first_tuned_step=switch)
+
+    def prepare(
+        self, scenes: Sequence[Scene], settings: IproSettings, seeds: Sequence[int], *, faces: bool = True
+    ) -> Iterator[Work]:
+        """All that must be made of scenes before they are trained on or sampled, stage by stage.
+
+        Args:
+            settings: the schedule, for boundary latents.
+            seeds: of each scene's boundary latents, where a frozen expert makes them.
+            faces: whether pools are wanted; scenes without a face then get no boundary latents.
+        """
+        for stage in (self._texts(), self._images(), *([self._faces()] if faces else [])):
+            yield Work(stage.name, len(scenes), stage.run(self.cache, scenes))
+        if faces:
+            scenes = self.with_faces(scenes)
+        if self.high_noise is not None:
+            starts = [self.start(scene, seed) for scene in scenes for seed in seeds]
+            stage = self._boundary(settings)
+            yield Work(stage.name, len(starts), stage.run(self.cache, starts))
+
+    def with_faces(self, scenes: Sequence[Scene]) -> list[Scene]:
+        """Those of the prepared scenes whose clips show a face that is large enough."""
+        return [scene for scene in scenes if len(self._kept(self._faces(), scene)["frames"])]
+
+    def condition(self, scene: Scene) -> WanCondition:
+        """What the model is told of a prepared scene, of batch size 1."""
+        return wan_condition({**self._kept(self._texts(), scene), **self._kept(self._images(), scene)})
+
+    def start(self, scene: Scene, seed: int) -> Start:
+        """Where a rollout starts: one noise for one scene and seed."""
+        name = scene.name
+        if self.high_noise is not None:  # what is made of it must outlast the file's name
+            name = name_of({"text": self._texts().key(scene), "image": self._images().key(scene)})
+        return Start(name, self.latent_shape, seed, partial(self.condition, scene))
+
+    def boundary_latents(self, start: Start, settings: IproSettings) -> Tensor:
+        """What the frozen expert made of a prepared start, (C, T, H, W)."""
+        return self._kept(self._boundary(settings), start)["latents"]
+
+    def training_sample(self, scene: Scene, settings: IproSettings, seeds: Sequence[int]) -> TrainingSample:
+        """A prepared scene with its clip's faces as the pool (Section 4.2)."""
+        kept = self._kept(self._faces(), scene)
+        pool = pool_of(kept, self.faces.identity().rpartition(", ")[2], scene.name)
+        starts = [self.start(scene, seed) for seed in seeds] if self.high_noise is not None else []
         return TrainingSample(
             name=scene.name,
-            condition=condition,
-            latent_shape=latent_shape(condition),
+            condition=self.condition(scene),
+            latent_shape=self.latent_shape,
             pool=pool,
             prompt=scene.prompt,
             reference_D=pool.embeddings_PD[0] if pool.seen_T[0] else None,
+            starts=tuple(partial(self.boundary_latents, start, settings) for start in starts),
         )
 
+    def _texts(self) -> Stage[Scene]:
+        return text_stage(self.text.identity(), self.text.open)
+
+    def _images(self) -> Stage[Scene]:
+        def open_encoder() -> Callable[[Tensor], Mapping[str, Tensor]]:
+            codec = self.codec.open()
+            return lambda first: first_frame(codec, first.to(self.device), self.framing.frames, self.kind)
+
+        return image_stage(f"{self.codec.identity()} for {self.kind}", open_encoder)
+
+    def _faces(self) -> Stage[Scene]:
+        return faces_stage(self.faces.identity(), self.faces.open, min_face=self.min_face)
+
+    def _boundary(self, settings: IproSettings) -> Stage[Start]:
+        assert self.high_noise is not None
+        sigmas = shifted_sigmas(settings.steps, settings.shift)[: settings.first_tuned_step + 1]
+        return boundary_stage(self.high_noise.identity(), self.high_noise.open, sigmas, self.device)
+
+    def _kept(self, stage: Stage[Any], item: Any) -> Mapping[str, Tensor]:
+        kept = stage.load(self.cache, item)
+        if kept is None:
+            raise ValueError(
+                f"The cache has lost {stage.name} that were in it: give the same command once more "
+                "(train: with --resume), and they are made again."
+            )
+        return kept
+
+
+class Samples(Sequence[TrainingSample]):
+    """Prepared scenes as training wants them, each read when it is drawn."""
+
+    def __init__(self, studio: Studio, scenes: Sequence[Scene], settings: IproSettings, seeds: Sequence[int]):
+        self._scenes, self._read = scenes, partial(studio.training_sample, settings=settings, seeds=seeds)
+
+    def __len__(self) -> int:
+        return len(self._scenes)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._read(self._scenes[index])
+
+
+class Sampler:
+    """Videos by an open model, of prepared scenes."""
+
+    def __init__(self, studio: Studio, model: WanVideoModel, codec: VideoCodec, settings: IproSettings):
+        """settings: the schedule, and from which step the adapter is on."""
+        self.studio, self.model, self.codec, self.settings = studio, model, codec, settings
+        self.sigmas = shifted_sigmas(settings.steps, settings.shift)
+
     @torch.no_grad()
-    def generate(self, scene: Scene, seed: int, settings: IproSettings, *, frozen: bool = False) -> Tensor:
+    def generate(self, scene: Scene, seed: int, *, frozen: bool = False) -> Tensor:
         """A video of the scene's length, (T, 3, H, W) in [0, 1]; one noise for one scene and seed.
 
         Args:
-            settings: the schedule, and from which step the adapter is on.
             frozen: with the adapter off.
         """
-        condition = self.condition(scene.frames_TCHW[0], scene.prompt, len(scene.frames_TCHW))
-        noise = torch.randn(latent_shape(condition), generator=_generator(scene.name, seed))
-        sigmas, first = shifted_sigmas(settings.steps, settings.shift), settings.first_tuned_step
-        latents = sample(self.model, noise[None], condition, sigmas[: first + 1], frozen=True)
-        latents = sample(self.model, latents, condition, sigmas[first:], frozen=frozen)
-        return self.codec.decode(latents)[0].clamp(0, 1)
+        start, first = self.studio.start(scene, seed), self.settings.first_tuned_step
+        condition = start.condition()
+        if self.studio.high_noise is not None:
+            x = self.studio.boundary_latents(start, self.settings)[None].to(self.studio.device)
+        else:
+            noise = start.noise()[None].to(self.studio.device)
+            x = sample(self.model, noise, condition, self.sigmas[: first + 1], frozen=True)
+        latents = sample(self.model, x, condition, self.sigmas[first:], frozen=frozen)
+        return self.codec.decode(latents)[0].clamp(0, 1).cpu()
 
-    def pairs(self, scenes: Sequence[Scene], seeds: int, settings: IproSettings) -> Iterator[SceneVideos]:
+    def pairs(self, scenes: Sequence[Scene], seeds: Sequence[int]) -> Iterator[SceneVideos]:
         """Each scene with each seed, by the frozen and by the tuned model, for `compare_videos`."""
         for scene in scenes:
-            for seed in range(seeds):
-                base_TCHW = self.generate(scene, seed, settings, frozen=True)
-                tuned_TCHW = self.generate(scene, seed, settings)
-                first_CHW = scene.frames_TCHW[0]
+            real_TCHW = scene.frames()
+            for seed in seeds:
+                base_TCHW = self.generate(scene, seed, frozen=True)
+                tuned_TCHW = self.generate(scene, seed)
                 yield SceneVideos(
-                    scene.name, scene.prompt, seed, first_CHW, base_TCHW, tuned_TCHW, scene.frames_TCHW
+                    scene.name, scene.prompt, seed, real_TCHW[0], base_TCHW, tuned_TCHW, real_TCHW
                 )
-
-    def shows_face(self, scene: Scene) -> bool:
-        """Whether the input image shows a face to compare with."""
-        return bool(self.detector.detect(scene.frames_TCHW[:1])[0])
-
-
-def latent_shape(condition: WanCondition) -> tuple[int, ...]:
-    """(C, T, H, W) of the noise for an image condition: its channels less the four of the mask."""
-    assert condition.image_BCTHW is not None
-    _, channels, *rest = condition.image_BCTHW.shape
-    return (channels - 4, *rest)
-
-
-def open_studio(
-    model: Path | str | None = None, faces: Path | str | None = None, judge: Path | str | None = None
-) -> Studio:
-    """Open the embedded world's networks, any of them replaced by a file or folder of the user's."""
-    detector, recognizer = load_face_models(faces or FACE_PACK)
-    return Studio(
-        model=load_video_model(
-            model or VIDEO_MODEL, dtype=torch.float32, placement=Placement(recompute=False)
-        ),
-        codec=LinearCodec.load(CODEC),
-        detector=detector,
-        recognizer=recognizer,
-        judge=load_recognizer(judge or JUDGE),
-        embed_prompt=embed_prompt,
-    )
-
-
-def tiny_world_scenes(split: str, count: int, seed: int = 0) -> list[Scene]:
-    """Scenes of the embedded world: "tuning", or "held_out" (people and prompts never trained on)."""
-    return [Scene(scene.name, scene.prompt, scene.frames_TCHW) for scene in tiny_scenes(split, count, seed)]
-
-
-def clip_scenes(videos: Sequence[Path]) -> Iterator[Scene]:
-    """Scenes from the user's clips, cut to the embedded model's size; `clip.txt` beside it holds its prompt.
-
-    Raises:
-        ValueError: a clip is missing, unreadable or shorter than the model's length.
-    """
-    for video in videos:
-        frames_TCHW = read_frames(video, count=TINY_FRAMES, fps=TINY_FPS)
-        if len(frames_TCHW) < TINY_FRAMES:
-            seconds = TINY_FRAMES / TINY_FPS
-            raise ValueError(f"{video} is too short: choose a clip of at least {seconds:.1f} seconds.")
-        prompt = video.with_suffix(".txt")
-        words = prompt.read_text().strip() if prompt.exists() else ""
-        yield Scene(video.stem, words, tiny_square(frames_TCHW))
-
-
-def tiny_square(frames_TCHW: Tensor) -> Tensor:
-    """The middle of each frame at the embedded model's size, (T, 3, 48, 48)."""
-    height, width = frames_TCHW.shape[-2:]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    square_TCHW = frames_TCHW[..., top : top + side, left : left + side]
-    return F.interpolate(square_TCHW, (TINY_SIDE, TINY_SIDE), mode="bilinear", antialias=True)
-
-
-def _generator(name: str, seed: int) -> torch.Generator:
-    digest = hashlib.sha256(f"{name} {seed}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))

@@ -40,6 +40,22 @@ def check_knobs(settings: Any) -> None:
 
 
 @dataclass(frozen=True)
+class Framing:
+    """What a model makes of a clip: its size, length and pace. 0: the model's own."""
+
+    width: int = knob(0, "Width of the videos in pixels; 0: as the model was trained.", min=0)
+    height: int = knob(0, "Height of the videos in pixels; 0: as the model was trained.", min=0)
+    frames: int = knob(0, "Frames of a video, 1 + a multiple of 4; 0: as the model was trained.", min=0)
+    fps: float = knob(0.0, "Frames per second; 0: as the model was trained.", min=0)
+
+    def filled(self, own: "Framing") -> "Framing":
+        """With the model's own numbers where there is none."""
+        return Framing(
+            self.width or own.width, self.height or own.height, self.frames or own.frames, self.fps or own.fps
+        )
+
+
+@dataclass(frozen=True)
 class Clip:
     """A stretch of a real video file: the ground truth that a pool is built from."""
 

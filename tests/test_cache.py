@@ -1,9 +1,12 @@
 """What is kept on disk comes back as it was, or not at all."""
 
+import weakref
+
 import pytest
 import torch
 
-from ipro_core.cache import TensorCache, fingerprint
+from ipro_core.cache import MemoryCache, Stage, TensorCache
+from ipro_core.files import fingerprint, sha256
 
 KEY = {"made_by": "vae abc", "size": [832, 480], "seed": 3}
 TENSORS = {
@@ -25,16 +28,37 @@ def test_an_entry_comes_back_bit_for_bit_under_an_equal_key(tmp_path):
     assert cache.load({**KEY, "seed": 4}) is None
 
 
-def test_what_is_there_is_not_made_again(tmp_path):
-    cache, made = TensorCache(tmp_path), []
+class Double:
+    """A network that doubles; it counts how often it is opened, and says whether it is still open."""
 
-    def make():
-        made.append(1)
-        return TENSORS
+    def __init__(self):
+        self.opened, self.doubled = 0, []
+        self.alive = lambda: None
 
-    for _ in range(3):
-        cache.load_or_make(KEY, make)
-    assert len(made) == 1
+    def stage(self) -> Stage[int]:
+        return Stage("doubles", lambda item: {"double": item}, self.open)
+
+    def open(self):
+        def network(item: int):
+            self.doubled.append(item)
+            return {"double": torch.tensor(2 * item)}
+
+        self.opened, self.alive = self.opened + 1, weakref.ref(network)
+        return network
+
+
+@pytest.mark.parametrize("kind", ["on disk", "in memory"])
+def test_a_stage_opens_its_network_for_what_is_missing_and_lets_it_go(tmp_path, kind):
+    cache, double = TensorCache(tmp_path) if kind == "on disk" else MemoryCache(), Double()
+    run = double.stage().run(cache, [1, 2, 3])
+    assert next(run) == 1 and double.alive() is not None
+    run.close()  # broken off
+    assert double.alive() is None and double.stage().load(cache, 2) is None
+    assert list(double.stage().run(cache, [1, 2, 3])) == [1, 2, 3]
+    assert list(double.stage().run(cache, [3, 2, 1])) == [3, 2, 1]
+    assert double.doubled == [1, 2, 3] and double.opened == 2 and double.alive() is None
+    entry = double.stage().load(cache, 3)
+    assert entry is not None and entry["double"] == 6
 
 
 @pytest.mark.parametrize("fault", ["cut short", "one bit", "renamed"])
@@ -53,7 +77,9 @@ def test_a_damaged_entry_is_made_again_with_a_warning(tmp_path, fault, caplog):
     wanted = {**KEY, "seed": 4} if fault == "renamed" else KEY
     assert cache.load(wanted) is None
     assert "made again" in caplog.text
-    assert torch.equal(cache.load_or_make(wanted, lambda: TENSORS)["seen"], TENSORS["seen"])
+    cache.save(wanted, TENSORS)
+    kept = cache.load(wanted)
+    assert kept is not None and torch.equal(kept["seen"], TENSORS["seen"])
 
 
 def test_the_fingerprint_knows_names_types_shapes_and_values():
@@ -67,3 +93,21 @@ def test_the_fingerprint_knows_names_types_shapes_and_values():
     }
     assert len(prints) == 5
     assert fingerprint({"a": a, "b": a}) == fingerprint({"b": a, "a": a.clone()})
+
+
+def test_a_digest_is_remembered_until_the_file_is_written_anew(tmp_path):
+    path, memo = tmp_path / "weights", tmp_path / "cache" / "memo.json"
+    path.write_bytes(b"abc")
+    # SHA-256 of "abc", from FIPS 180-2.
+    wanted = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert sha256(path, memo) == sha256(path) == wanted
+    memo.write_text(memo.read_text().replace(wanted, "remembered"))
+    assert sha256(path, memo) == "remembered"
+    path.write_bytes(b"abcd")
+    assert sha256(path, memo) not in (wanted, "remembered")
+    (tmp_path / "shards").mkdir()
+    for name, content in (("a", b"abc"), ("b", b"")):
+        (tmp_path / "shards" / name).write_bytes(content)
+    whole = sha256(tmp_path / "shards")
+    (tmp_path / "shards" / "a").rename(tmp_path / "shards" / "c")
+    assert sha256(tmp_path / "shards") != whole

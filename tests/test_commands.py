@@ -17,8 +17,8 @@ from ipro_core.__main__ import main
 from ipro_core.clips.video import write_video
 from ipro_core.models.lora import export_lora
 from ipro_core.runs import Run
-from ipro_core.studio import TINY_FPS, open_studio, tiny_world_scenes
-from ipro_core.tinyworld import FACE_PACK
+from ipro_core.tinyworld import FACE_PACK, FRAMING, open_tiny_world
+from ipro_core.tinyworld.scenes import tiny_scenes
 from ipro_core.types import FacePool
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,7 +30,7 @@ SMALL = ["--scenes", "3", "--batch-size", "2", "--microbatch", "2", "--checkpoin
 def clip(tmp_path):
     """A real clip of the embedded world, as a file."""
     path = tmp_path / "clip.mp4"
-    write_video(path, tiny_world_scenes("checks", 1)[0].frames_TCHW, TINY_FPS)
+    write_video(path, next(tiny_scenes("checks", 1)).frames_TCHW, FRAMING.fps)
     return path
 
 
@@ -105,10 +105,10 @@ def test_a_face_pack_with_a_missing_file_is_refused(tmp_path, clip, capsys):
 
 
 def test_a_lora_of_another_model_is_refused(tmp_path, clip, capsys):
-    studio = open_studio()
-    studio.model.new_adapter(rank=2)
+    model = open_tiny_world().model.open()
+    model.new_adapter(rank=2)
     path = tmp_path / "other.safetensors"
-    export_lora(studio.model, path)
+    export_lora(model, path)
     from safetensors.torch import load_file, save_file
 
     renamed = {key.replace("blocks.0.", "blocks.39."): tensor for key, tensor in load_file(path).items()}
@@ -176,7 +176,7 @@ def test_a_killed_run_resumes_bit_for_bit_and_exports(tmp_path, capsys):
 def test_sample_makes_a_video_from_a_picture(tmp_path, capsys):
     from PIL import Image
 
-    frame = (tiny_world_scenes("checks", 1)[0].frames_TCHW[0] * 255).byte().permute(1, 2, 0).numpy()
+    frame = (next(tiny_scenes("checks", 1)).first() * 255).byte().permute(1, 2, 0).numpy()
     Image.fromarray(frame).save(tmp_path / "first.png")
     out = tmp_path / "video.mp4"
     prompt = ["--prompt", "a person turns left and smiles"]

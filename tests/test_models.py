@@ -9,7 +9,8 @@ from test_sampling_gradient import collect, plain_autograd
 from torch import Tensor
 from toys import WAN_CONDITION, WAN_X, ToyCodec, save_tiny_wan, tiny_adapter, tiny_wan, toy_score
 
-from ipro_core.models.wan import TARGETS, image_condition, load_video_model
+from ipro_core.models.condition import image_condition
+from ipro_core.models.wan import TARGETS, load_video_model
 from ipro_core.models.wan_keys import to_diffusers, to_official
 from ipro_core.sampling.flow import shifted_sigmas
 from ipro_core.sampling.gradient import reward_gradient

@@ -27,13 +27,13 @@ def tokenizer() -> bytes:
     return model.getvalue()
 
 
-def network():
+def network(width: int = 32):
     from transformers import UMT5Config, UMT5EncoderModel
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         config = UMT5Config(
-            vocab_size=64, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4,
+            vocab_size=64, d_model=width, d_kv=8, d_ff=48, num_layers=2, num_heads=4,
             is_encoder_decoder=False, feed_forward_proj="gated-gelu", use_cache=False,
         )  # fmt: skip
         return UMT5EncoderModel(config).eval()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ipro_core.models.base import pullback_by_autograd
-from ipro_core.tinyworld import CODEC, FACE_PACK, JUDGE, WEIGHTS, load_tiny_world
+from ipro_core.tinyworld import CODEC, FACE_PACK, JUDGE, WEIGHTS, open_tiny_world
 from ipro_core.tinyworld.codec import LinearCodec
 from ipro_core.tinyworld.figures import detection, verification
 from ipro_core.tinyworld.painting import render
@@ -16,11 +16,11 @@ from ipro_core.tinyworld.scenes import (
     PROMPTS,
     PROMPTS_HELD_OUT,
     embed_prompt,
-    scene_condition,
     split_generator,
     tiny_scenes,
 )
 from ipro_core.tinyworld.world import IDENTITY, STATE, draw_clips, draw_identities, draw_pictures, truth
+from ipro_core.training.ipro import IproSettings
 
 TURN = "a person turns left and keeps calm"
 
@@ -162,12 +162,17 @@ def test_the_weights_fit_into_eight_megabytes():
 
 @pytest.fixture(scope="module")
 def world():
-    return load_tiny_world()
+    return open_tiny_world()
 
 
-def test_the_recognisers_are_as_good_as_their_figures_on_people_of_no_training(world):
+@pytest.fixture(scope="module")
+def recognizers(world):
+    return {"recognizer": world.faces.open()[1], "judge": world.judge.open()}
+
+
+def test_the_recognisers_are_as_good_as_their_figures_on_people_of_no_training(recognizers):
     figures = json.loads((WEIGHTS / "figures.json").read_text())
-    for name, recognizer in (("recognizer", world.recognizer), ("judge", world.judge)):
+    for name, recognizer in recognizers.items():
         fresh = verification(recognizer.embed, people=40, seed=77)
         claimed = figures[name]["all pairs"]["accuracy"]
         # 40 people x 8 views: 1120 genuine pairs that hang together by person, about 1.5 % of sampling error.
@@ -175,18 +180,18 @@ def test_the_recognisers_are_as_good_as_their_figures_on_people_of_no_training(w
 
 
 def test_the_detector_is_as_good_as_its_figures(world):
-    fresh = detection(world.detector, pictures=60, seed=77)
+    fresh = detection(world.faces.open()[0], pictures=60, seed=77)
     claimed = json.loads((WEIGHTS / "figures.json").read_text())["detector"]
     assert abs(fresh["ap50"] - claimed["ap50"]) < 0.05
     assert fresh["landmark_error_of_box"] < claimed["landmark_error_of_box"] + 0.02
 
 
-def test_onnxruntime_reads_the_recognisers_as_we_do(world):
+def test_onnxruntime_reads_the_recognisers_as_we_do(recognizers):
     ort = pytest.importorskip("onnxruntime")
     crops = torch.rand(3, 3, 112, 112, generator=torch.Generator().manual_seed(0))
     for path, recognizer in (
-        (FACE_PACK / "w600k_tiny.onnx", world.recognizer),
-        (JUDGE / "w600k_tiny_judge.onnx", world.judge),
+        (FACE_PACK / "w600k_tiny.onnx", recognizers["recognizer"]),
+        (JUDGE / "w600k_tiny_judge.onnx", recognizers["judge"]),
     ):
         session = ort.InferenceSession(path)
         assert session.get_inputs()[0].name == "input.1"
@@ -204,8 +209,8 @@ def test_insightface_opens_the_pack_and_finds_the_same_faces(world):
     theirs.prepare(-1)
     assert theirs.use_kps and tuple(theirs.input_size) == (128, 128)
     (scene,) = tiny_scenes("checks", 1, seed=3)
-    (ours,) = world.detector.detect(scene.first_CHW[None])
-    image = (scene.first_CHW.permute(1, 2, 0).flip(-1) * 255).round().byte().numpy()
+    (ours,) = world.faces.open()[0].detect(scene.first()[None])
+    image = (scene.first().permute(1, 2, 0).flip(-1) * 255).round().byte().numpy()
     boxes, points = theirs.detect(np.ascontiguousarray(image))
     assert len(boxes) == len(ours) >= 1
     np.testing.assert_allclose(points[0], ours[0].points_52, atol=0.1)  # their picture is rounded to bytes
@@ -218,10 +223,12 @@ def test_insightface_opens_the_pack_and_finds_the_same_faces(world):
 
 def test_the_video_model_opens_as_a_wan_file_and_answers(world):
     scene = next(tiny_scenes("checks", 1))
-    condition = scene_condition([scene], world.codec)
+    for work in world.prepare([scene], IproSettings(), (), faces=False):
+        assert list(work.items) == [scene]
+    condition, codec = world.condition(scene), world.codec.open()
     x = torch.randn(1, 16, 3, 12, 12, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        v = world.model.velocity(x, 1.0, condition)
-    clean = world.codec.encode(scene.frames_TCHW[None])
+        v = world.model.open().velocity(x, 1.0, condition)
+    clean = codec.encode(scene.frames_TCHW[None])
     # At sigma = 1 v = noise − x_0: the network must know most of the noise, and more than "x_0 = 0" would.
     assert (v - (x - clean)).square().mean() < 0.5 * clean.square().mean()

@@ -25,7 +25,7 @@ def tiny_network(kind: str = "I2V-A14B", seed: int = 0):
         torch.manual_seed(seed)
         network = WanTransformer3DModel(
             num_attention_heads=2, attention_head_dim=128, in_channels=channels, out_channels=out_channels,
-            ffn_dim=512, num_layers=2, **image,
+            ffn_dim=768 if kind == "TI2V-5B" else 512, num_layers=2, **image,
         )  # fmt: skip
         with torch.no_grad():
             for name, parameter in network.named_parameters():

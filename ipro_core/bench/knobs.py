@@ -11,15 +11,14 @@ variance 2 E(d_i · d_j)² / n(n-1): its root is the standard error that goes wi
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..rewards.base import Reward
-from ..studio import Studio
-from ..training.ipro import IproObjective, IproSettings, TrainingSample
+from ..models.wan import WanVideoModel
+from ..training.ipro import IproObjective, TrainingSample
 from ..training.loop import Draw
 
 AGAIN, BACKWARD = 0.52, 1.81
@@ -66,27 +65,30 @@ class KnobEffect:
 
 
 def measure_knobs(
-    studio: Studio,
-    reward: Reward,
-    settings: IproSettings,
+    model: WanVideoModel,
+    objective: IproObjective,
     samples: Sequence[TrainingSample],
     knobs: Mapping[str, Mapping[str, Any]] = KNOBS,
     seed: int = 0,
 ) -> Iterator[KnobEffect]:
-    """The full settings' row, then each knob's; one draw of every sample."""
-    full_ND, *spent = _gradients(studio, reward, settings, samples, seed)
+    """The objective's own row, then each knob's; one draw of every sample.
+
+    Args:
+        model: the objective's, with blocks that are run again, as large networks have them.
+    """
+    assert model is objective.model and model.stack.recompute
+    full_ND, *spent = _gradients(model, objective, samples, seed)
     yield _effect("all", full_ND, full_ND, spent, spent)
     for name, change in knobs.items():
-        some_ND, *some_spent = _gradients(studio, reward, replace(settings, **change), samples, seed)
+        some_ND, *some_spent = _gradients(model, objective.changed(**change), samples, seed)
         yield _effect(name, full_ND, some_ND, spent, some_spent)
 
 
 def _gradients(
-    studio: Studio, reward: Reward, settings: IproSettings, samples: Sequence[TrainingSample], seed: int
+    model: WanVideoModel, objective: IproObjective, samples: Sequence[TrainingSample], seed: int
 ) -> tuple[Tensor, float, float]:
     """Each draw's gradient; then a draw's forward passes and seconds."""
-    model, visits = studio.model, studio.model.stack.visits
-    objective = IproObjective(model, studio.codec, studio.detector, studio.recognizer, reward, settings)
+    visits = model.stack.visits
     parameters, gradients = list(model.adapter_parameters().values()), []
     visits.clear()
     began = time.process_time()
@@ -101,7 +103,11 @@ def _gradients(
     seconds = time.process_time() - began
     passes = visits["forward"] + AGAIN * visits["again"] + BACKWARD * visits["backward"]
     per_draw = len(samples) * len(model.stack.weights.blocks)
-    return torch.stack(gradients), passes / per_draw - settings.first_tuned_step, seconds / len(samples)
+    return (
+        torch.stack(gradients),
+        passes / per_draw - objective.settings.first_tuned_step,
+        seconds / len(samples),
+    )
 
 
 def _effect(

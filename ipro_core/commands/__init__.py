@@ -5,7 +5,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from . import pools, tuning
+from . import demo, evaluate, pools, sample, train
 
 
 class Command(NamedTuple):
@@ -14,11 +14,11 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "demo": Command(tuning.demo, tuning.demo_arguments),
+    "demo": Command(demo.demo, demo.demo_arguments),
     "pool": Command(pools.pool, pools.pool_arguments),
     "score": Command(pools.score, pools.score_arguments),
-    "sample": Command(tuning.sample, tuning.sample_arguments),
-    "train": Command(tuning.train, tuning.train_arguments),
-    "evaluate": Command(tuning.evaluate, tuning.evaluate_arguments),
-    "export": Command(tuning.export, tuning.export_arguments),
+    "sample": Command(sample.sample, sample.sample_arguments),
+    "train": Command(train.train, train.train_arguments),
+    "evaluate": Command(evaluate.evaluate, evaluate.evaluate_arguments),
+    "export": Command(train.export, train.export_arguments),
 }

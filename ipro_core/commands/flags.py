@@ -25,10 +25,13 @@ def progress_bar(what: str, total: int | None = None, items: Iterable[Any] | Non
     return tqdm(items, desc=what, total=total, unit="", leave=False, dynamic_ncols=True)
 
 
-def add_knobs(parser: argparse.ArgumentParser, settings: type, only: Sequence[str] = ()) -> None:
+def add_knobs(
+    parser: argparse.ArgumentParser, settings: type, only: Sequence[str] = (), title: str = ""
+) -> None:
     """One flag for each knob of a settings class, or for some; those not given stay out of the options."""
     hints = get_type_hints(settings)
-    group = parser.add_argument_group(settings.__name__.removesuffix("Settings").lower() + " settings")
+    title = title or settings.__name__.removesuffix("Settings").lower() + " settings"
+    group = parser.add_argument_group(title)
     for declared in fields(settings):
         if only and declared.name not in only:
             continue

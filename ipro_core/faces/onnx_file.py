@@ -4,7 +4,6 @@ Nothing is allocated on a file's word: a tensor's declared shape must match the 
 numbers are those of onnx.proto3.
 """
 
-import hashlib
 import math
 import mmap
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..files import sha256
 
 # TensorProto.DataType → torch.
 DTYPES = {
@@ -79,7 +80,7 @@ def read_onnx(path: Path | str) -> OnnxFile:
         ports = [_port(port) for port in graph.get(11, [])]
         return OnnxFile(
             path,
-            hashlib.sha256(view).hexdigest(),
+            sha256(path),
             tuple(_node(node) for node in graph.get(1, [])),
             weights,
             tuple(port for port in ports if port.name not in weights),

@@ -37,16 +37,15 @@ def load_face_models(
     Raises:
         ValueError: no folder, a missing or damaged file; one sentence says which and what to do.
     """
-    files = _read_pack(Path(folder))
-    detectors = [file for file in files if _task(file) == "detector"]
-    recognizers = [file for file in files if _task(file) == "recognizer"]
-    if not detectors or not recognizers:
-        missing = " and no ".join(
-            name for name, found in (("detector", detectors), ("recogniser", recognizers)) if not found
-        )
-        found = ", ".join(file.path.name for file in files)
-        raise ValueError(f"The face pack {folder} holds no {missing} (found: {found}): {ADVICE}.")
-    return _detector(detectors[0], device, long_sides), _recognizer(recognizers[0], device)
+    detector, recognizer = _pair(folder)
+    return _detector(detector, device, long_sides), _recognizer(recognizer, device)
+
+
+def face_model_names(folder: Path | str) -> tuple[str, str]:
+    """The names that a pack's detector and recogniser will have, without opening them; raises as
+    `load_face_models`."""
+    detector, recognizer = _pair(folder)
+    return _name(detector), _name(recognizer)
 
 
 def load_recognizer(path: Path | str, device: torch.device | str = "cpu") -> Recognizer:
@@ -106,6 +105,20 @@ def _read_pack(folder: Path) -> list[OnnxFile]:
         hint = f"; packs lie in its folder models: {', '.join(inside)}" if inside else ""
         raise ValueError(f"The face pack {folder} holds no .onnx file{hint}: {ADVICE}.")
     return [read_onnx(path) for path in paths]
+
+
+def _pair(folder: Path | str) -> tuple[OnnxFile, OnnxFile]:
+    """A pack's first detector and first recogniser."""
+    files = _read_pack(Path(folder))
+    detectors = [file for file in files if _task(file) == "detector"]
+    recognizers = [file for file in files if _task(file) == "recognizer"]
+    if not detectors or not recognizers:
+        missing = " and no ".join(
+            name for name, found in (("detector", detectors), ("recogniser", recognizers)) if not found
+        )
+        found = ", ".join(file.path.name for file in files)
+        raise ValueError(f"The face pack {folder} holds no {missing} (found: {found}): {ADVICE}.")
+    return detectors[0], recognizers[0]
 
 
 def _onnx_in(folder: Path) -> list[Path]:

@@ -12,6 +12,10 @@ from .recognizer import Recognizer
 from .tracks import Choose, follow_person, see_faces
 
 
+class NoFace(ValueError):
+    """A clip shows no face that a pool could be made of."""
+
+
 @dataclass(frozen=True)
 class PoolFigures:
     """What a person wants to know of a pool."""
@@ -52,22 +56,20 @@ def build_pool(
         source: the clip's name, for people to read.
 
     Raises:
-        ValueError: the clip shows no face, or none large enough.
+        NoFace: the clip shows no face, or none large enough.
     """
     seen = see_faces(frames_TCHW, detector, recognizer)
     followed = follow_person(seen.detections, seen.embeddings, choose=choose, reference_D=reference_D)
     clip, frames = source or "the clip", len(seen.detections)
     if not followed:
-        raise ValueError(f"None of the {frames} frames of {clip} shows a face: choose a clip that shows one.")
+        raise NoFace(f"None of the {frames} frames of {clip} shows a face: choose a clip that shows one.")
     boxes = {t: seen.detections[t][face].box_4 for t, face in sorted(followed.items()) if t or keep_first}
     if not boxes:
-        raise ValueError(
-            f"Only frame 0 of {clip} shows a face, and it is left out: keep it, or choose another."
-        )
+        raise NoFace(f"Only frame 0 of {clip} shows a face, and it is left out: keep it, or choose another.")
     size_N = _face_px(torch.stack(list(boxes.values())))
     kept = [t for t, size in zip(boxes, size_N.tolist(), strict=True) if size >= min_face]
     if not kept:
-        raise ValueError(
+        raise NoFace(
             f"The faces of {clip} are too small for a pool, at most {size_N.max():.0f} px where "
             f"{min_face:.0f} px are wanted: choose a closer clip, or lower the limit."
         )

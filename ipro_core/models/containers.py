@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 _PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 _INDEX = ".safetensors.index.json"
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
@@ -49,9 +50,28 @@ class Container:
     config: Mapping[str, Any]
     """config.json beside the shards; empty for a single file."""
 
+    def read(self) -> dict[str, Tensor]:
+        """All tensors, as they are stored.
 
-def open_container(path: Path | str, what: str = "video model") -> Container:
-    """Read the headers; `what` the file should be is told where it cannot be read.
+        Raises:
+            ValueError: one holds NaN or infinity.
+        """
+        tensors = {key: entry.read() for key, entry in self.entries.items()}
+        for key, tensor in tensors.items():
+            wide = tensor.float() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
+            if not wide.isfinite().all():
+                raise ValueError(
+                    f"{self.path.name} is damaged, {key} is not finite: download or export it again."
+                )
+        return tensors
+
+
+def open_container(
+    path: Path | str,
+    what: str = "video model",
+    advice: str = "choose a .safetensors or .gguf file",
+) -> Container:
+    """Read the headers; what the file should be, and which to choose, is told where it cannot be read.
 
     Raises:
         ValueError: the file is missing, damaged or a pickle, or the folder lacks a shard.
@@ -60,18 +80,17 @@ def open_container(path: Path | str, what: str = "video model") -> Container:
     if path.suffix.lower() in _PICKLES:
         raise ValueError(
             f"{path.name} is a pickle, which can run any code when it is opened and is never read here: "
-            "choose the model as .safetensors or .gguf."
+            f"{advice}."
         )
     if not path.exists():
-        raise ValueError(f"There is no {what} at {path}: choose a .safetensors or .gguf file.")
+        raise ValueError(f"There is no {what} at {path}: {advice}.")
     if path.is_dir():
         return _open_folder(path, what)
     if _SHARD.search(path.name):
         raise ValueError(f"{path.name} is one of several parts: choose the folder that holds them all.")
     if path.suffix.lower() == ".gguf":
         return _open_gguf(path)
-    entries, metadata = _open_safetensors(path, what)
-    return Container(path, entries, metadata, {})
+    return Container(path, *_open_safetensors(path, what), {})
 
 
 def _open_safetensors(path: Path, what: str) -> tuple[dict[str, Entry], dict[str, str]]:

@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 from torch.nn import Linear
 
 from ..files import write_atomically
-from .lora_keys import LowRank, read_content
+from .containers import open_container
+from .lora_keys import LoraContent, LowRank, read_content
 
 SETTINGS = "ipro.settings"
 """Under this name the metadata holds the run's settings, as JSON."""
 
+_ADVICE = "give a LoRA as .safetensors, as `ipro export` and ComfyUI write it"
 _log = logging.getLogger("ipro")
 
 
@@ -41,22 +42,40 @@ class AdaptedModel(Protocol):
 
 
 def export_lora(model: AdaptedModel, path: Path | str, metadata: Mapping[str, str] | None = None) -> None:
-    """Write the model's trained adapter as `diffusion_model.blocks.0.self_attn.q.lora_A.weight` and so on.
+    """`write_lora` of the model's trained adapter; the base file's name and SHA-256 are noted as well."""
+    base = {"ipro.base": model.path.name, "ipro.base_sha256": model.base_sha256}
+    write_lora(model.adapter(), path, {**base, **(metadata or {})})
+
+
+def write_lora(layers: Mapping[str, LowRank], path: Path | str, metadata: Mapping[str, str]) -> None:
+    """Write an adapter as `diffusion_model.blocks.0.self_attn.q.lora_A.weight` and so on.
 
     ComfyUI loads nothing, without a word, from diffusers' or peft's names. It scales by alpha / rank and by
-    no other rule, so a rank-stabilised adapter's alpha is written as its scale times its rank. The base
-    file's name and SHA-256 are noted beside what `metadata` says.
+    no other rule, so a rank-stabilised adapter's alpha is written as its scale times its rank.
 
     Raises:
         OSError: the file cannot be written; an older one stays whole.
     """
     tensors = {}
-    for name, layer in model.adapter().items():
+    for name, layer in layers.items():
         tensors[f"diffusion_model.{name}.lora_A.weight"] = layer.down_RI.cpu().contiguous()
         tensors[f"diffusion_model.{name}.lora_B.weight"] = layer.up_OR.cpu().contiguous()
         tensors[f"diffusion_model.{name}.alpha"] = torch.tensor(layer.alpha, dtype=torch.float32)
-    base = {"ipro.base": model.path.name, "ipro.base_sha256": model.base_sha256}
-    write_atomically(path, save(tensors, metadata={"format": "pt", **base, **(metadata or {})}))
+    write_atomically(path, save(tensors, metadata={"format": "pt", **metadata}))
+
+
+def check_lora(
+    path: Path | str, base: str, shapes: Mapping[str, tuple[int, ...]], *, frozen: bool = False
+) -> None:
+    """Raise what `import_lora` would, before a network of these tensors, called `base`, is opened."""
+    container = open_container(path, "LoRA", _ADVICE)
+    tensors = {key: entry.read() for key, entry in container.entries.items()}  # mapped: few pages are read
+    linears = {
+        name.removesuffix(".weight")
+        for name, shape in shapes.items()
+        if name.endswith(".weight") and len(shape) == 2
+    }
+    _refuse_unfit(path, base, read_content(tensors, shapes, linears), frozen)
 
 
 def import_lora(path: Path | str, model: AdaptedModel, *, frozen: bool = False) -> dict[str, str]:
@@ -72,17 +91,9 @@ def import_lora(path: Path | str, model: AdaptedModel, *, frozen: bool = False) 
         ValueError: the file is missing, damaged or of another model; for a frozen one that means that nothing
             in it fits, for ours that anything does not, or is more than a low-rank update of a linear layer.
     """
-    tensors, _ = _read(path)
+    tensors = open_container(path, "LoRA", _ADVICE).read()
     content = read_content(tensors, model.frozen_shapes(), model.linears)
-    unfit = [f"{key} ({reason})" for key, reason in content.unused.items()]
-    if not frozen:
-        unfit += [f"{name} (a whole difference; only low rank is trained)" for name in content.differences]
-    fitting = len(content.layers) + len(content.differences)
-    if not fitting or (unfit and not frozen):
-        raise ValueError(
-            f"{Path(path).name} is a LoRA of another model: {_told(unfit) or 'it has no layer'} does not fit "
-            f"{model.path.name}; choose one that was trained on this model."
-        )
+    unfit = _refuse_unfit(path, model.path.name, content, frozen)
     if content.layers:
         model.place_adapter(content.layers, frozen=frozen)
     if content.differences:
@@ -101,7 +112,7 @@ def lora_settings(path: Path | str) -> dict[str, Any]:
     Raises:
         ValueError: the file is missing or damaged.
     """
-    _, metadata = _read(path, tensors=False)
+    metadata = open_container(path, "LoRA", _ADVICE).metadata
     try:
         settings = json.loads(metadata.get(SETTINGS, "{}"))
     except json.JSONDecodeError as error:
@@ -109,21 +120,18 @@ def lora_settings(path: Path | str) -> dict[str, Any]:
     return settings
 
 
-def _read(path: Path | str, *, tensors: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The file's tensors, unless they are not wanted, and its metadata."""
-    advice = "give a .safetensors file as written by `ipro export`"
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            read = {key: file.get_tensor(key) for key in (file.keys() if tensors else ())}
-    except FileNotFoundError:
-        raise ValueError(f"There is no LoRA at {path}: {advice}.") from None
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as a LoRA ({error}): {advice}.") from None
-    for key, tensor in read.items():
-        if not torch.isfinite(tensor.float()).all():
-            raise ValueError(f"{path} is damaged, {key} is not finite: {advice}.")
-    return read, metadata
+def _refuse_unfit(path: Path | str, base: str, content: LoraContent, frozen: bool) -> list[str]:
+    """What does not fit, unless that is more than may be."""
+    unfit = [f"{key} ({reason})" for key, reason in content.unused.items()]
+    if not frozen:
+        unfit += [f"{name} (a whole difference; only low rank is trained)" for name in content.differences]
+    fitting = len(content.layers) + len(content.differences)
+    if not fitting or (unfit and not frozen):
+        raise ValueError(
+            f"{Path(path).name} is a LoRA of another model: {_told(unfit) or 'it has no layer'} does not fit "
+            f"{base}; choose one that was trained on this model."
+        )
+    return unfit
 
 
 def _told(faults: list[str]) -> str:

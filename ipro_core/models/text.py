@@ -41,6 +41,21 @@ class TextEncoder:
         return (embedding_LD.float() * mask_BL[0, :, None]).cpu()
 
 
+def open_text_encoder(path: Path | str) -> Container:
+    """A text encoder's header.
+
+    Raises:
+        ValueError: the file is missing, damaged, no UMT5, or lacks its tokenizer.
+    """
+    container = open_container(path, "text encoder", _ADVICE)
+    name, entries = container.path.name, container.entries
+    if "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight" not in entries:
+        raise ValueError(f"{name} is no UMT5 text encoder: {_ADVICE}.")
+    if "spiece_model" not in entries:
+        raise ValueError(f"{name} holds no tokenizer (spiece_model): {_ADVICE}.")
+    return container
+
+
 def load_text_encoder(
     path: Path | str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.bfloat16
 ) -> TextEncoder:
@@ -55,12 +70,8 @@ def load_text_encoder(
     from sentencepiece import SentencePieceProcessor
     from transformers import UMT5Config, UMT5EncoderModel
 
-    container = open_container(path, "text encoder")
+    container = open_text_encoder(path)
     name, entries = container.path.name, container.entries
-    if "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight" not in entries:
-        raise ValueError(f"{name} is no UMT5 text encoder: {_ADVICE}.")
-    if "spiece_model" not in entries:
-        raise ValueError(f"{name} holds no tokenizer (spiece_model): {_ADVICE}.")
     with torch.device("meta"):
         network = UMT5EncoderModel(UMT5Config(**_config(container)))
     wanted = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}

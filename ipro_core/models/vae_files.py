@@ -1,13 +1,13 @@
 """Wan's autoencoders as safetensors files: what one holds, the configuration its shapes tell, in."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from .containers import FLOATS, Container, open_container
 from .vae_keys import to_diffusers
 
 STATISTICS = {  # channels: (mean, standard deviation) of the latents; Wan 2.1's and Wan 2.2's own
@@ -43,7 +43,6 @@ STATISTICS = {  # channels: (mean, standard deviation) of the latents; Wan 2.1's
 
 _PREFIXES = ("", "vae.", "first_stage_model.", "model.")
 """What whole checkpoints, and others' saves, put before the names."""
-_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 _WHAT = "Wan autoencoder"
 _ADVICE = "choose wan_2.1_vae.safetensors or wan2.2_vae.safetensors"
 
@@ -54,52 +53,67 @@ def statistics(channels: int, like: Tensor) -> tuple[Tensor, Tensor]:
     return like.new_tensor(mean_C).view(1, -1, 1, 1, 1), like.new_tensor(std_C).view(1, -1, 1, 1, 1)
 
 
+def open_vae(path: Path | str) -> Container:
+    """The header of a file, or of a diffusers folder, that holds an autoencoder."""
+    path = Path(path)
+    if path.is_dir():
+        name = "diffusion_pytorch_model.safetensors"
+        path = path / "vae" / name if (path / "vae" / name).exists() else path / name
+    return open_container(path, _WHAT, _ADVICE)
+
+
+def vae_channels(path: Path | str) -> int:
+    """Of its latents: 16 (Wan 2.1) or 48 (2.2). Only the header is read.
+
+    Raises:
+        ValueError: the file is missing, damaged, or not one of Wan's autoencoders.
+    """
+    container = open_vae(path)
+    mark, _ = _mark(container)
+    return container.entries[mark].shape[1]
+
+
 def read_vae(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """A file's, or a diffusers folder's, tensors by diffusers' names, and AutoencoderKLWan's arguments.
 
     Raises:
         ValueError: the file is missing, damaged, quantised, or not one of Wan's autoencoders.
     """
-    path = Path(path)
-    if path.is_dir():
-        name = "diffusion_pytorch_model.safetensors"
-        path = path / "vae" / name if (path / "vae" / name).exists() else path / name
-    tensors = read_tensors(path, _WHAT, _ADVICE)
-    marks = {
-        f"{prefix}decoder.{name}.weight": prefix for prefix in _PREFIXES for name in ("conv1", "conv_in")
-    }
-    mark = next((mark for mark in marks if mark in tensors), None)
-    if mark is None:
-        raise ValueError(f"{path.name} is no {_WHAT}: it lacks decoder.conv1.weight; {_ADVICE}.")
+    container = open_vae(path)
+    mark, prefix = _mark(container)
     # A whole checkpoint's other keys belong to other models, and bear no such prefix.
-    prefix = marks[mark]
-    tensors = {key[len(prefix) :]: tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+    ours = {key: entry for key, entry in container.entries.items() if key.startswith(prefix)}
+    tensors = _read_floats(replace(container, entries=ours), _ADVICE)
+    tensors = {key[len(prefix) :]: tensor for key, tensor in tensors.items()}
     if mark.endswith("conv1.weight"):
-        tensors = _renamed(path, tensors)
-    return tensors, _config(path, tensors)
+        tensors = _renamed(container.path, tensors)
+    return tensors, _config(container.path, tensors)
 
 
 def read_tensors(path: Path, what: str, advice: str) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, on the CPU.
+    """All tensors of a file, on the CPU.
 
     Raises:
         ValueError: missing, damaged, quantised, or with numbers that are not finite.
     """
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, it is no dict
-    except FileNotFoundError:
-        raise ValueError(f"There is no {what} at {path}: {advice}.") from None
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as a {what} ({error}): {advice}.") from None
-    for key, tensor in tensors.items():
-        if tensor.dtype not in _DTYPES:
-            raise ValueError(f"{path.name} is quantised, {key} is {tensor.dtype}: {advice}.")
-        if not tensor.isfinite().all():
-            raise ValueError(
-                f"{path.name} is damaged, {key} has numbers that are not finite: fetch it again."
-            )
-    return tensors
+    return _read_floats(open_container(path, what, advice), advice)
+
+
+def _read_floats(container: Container, advice: str) -> dict[str, Tensor]:
+    for key, entry in container.entries.items():
+        if entry.type not in FLOATS:
+            raise ValueError(f"{container.path.name} is quantised, {key} is {entry.type}: {advice}.")
+    return container.read()
+
+
+def _mark(container: Container) -> tuple[str, str]:
+    """The key of the decoder's first layer, which tells whose names these are, and its prefix."""
+    for prefix in _PREFIXES:
+        for name in ("conv1", "conv_in"):
+            mark = f"{prefix}decoder.{name}.weight"
+            if len(container.entries[mark].shape if mark in container.entries else ()) == 5:
+                return mark, prefix
+    raise ValueError(f"{container.path.name} is no {_WHAT}: it lacks decoder.conv1.weight; {_ADVICE}.")
 
 
 def check_shapes(path: Path, given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], advice: str) -> None:

@@ -4,10 +4,7 @@ The network is diffusers' WanTransformer3DModel, the adapter peft's LoRA on the 
 layers (the authors' choice); how a pass is run, and where its weights and states lie meanwhile, is ours.
 """
 
-import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import Linear, Parameter
 
+from ..files import sha256
 from .adapters import TRAINED, Adapters
-from .base import VideoCodec
+from .condition import WanCondition
 from .frozen import FrozenLinear
 from .lora import LowRank
 from .memory import BlockStates, BlockWeights, Placement
@@ -31,37 +29,6 @@ TARGETS = (
     "ffn.2",
 )
 """The layers of each block that the adapter changes, by official name."""
-
-
-@dataclass(frozen=True, eq=False)
-class WanCondition:
-    """What Wan's network is told besides x and t; of x's batch size. Without an image: text to video."""
-
-    text_BLD: Tensor
-    """The prompt's embedding by the text encoder (UMT5: L = 512, D = 4096, zeros after the prompt)."""
-    image_BCTHW: Tensor | None = None
-    """I2V-A14B and 2.1: the channels after x's own, 4 of mask and the latents of the first frame's clip."""
-    clip_BLD: Tensor | None = None
-    """2.1 image-to-video: the first frame by CLIP's vision encoder, its last layer but one (257, 1280)."""
-    first_BC1HW: Tensor | None = None
-    """TI2V-5B: the first frame's latents, which the video begins with."""
-
-
-@torch.no_grad()
-def image_condition(codec: VideoCodec, first_frames_BCHW: Tensor, frames: int) -> Tensor:
-    """`WanCondition.image_BCTHW` for videos of that many frames which begin with these.
-
-    As Wan has it, the picture is encoded as a whole clip whose unknown frames are mid-grey; the mask is 1 on
-    the first latent frame (4 channels, one for each frame that a latent frame stands for).
-    """
-    clip_BTCHW = first_frames_BCHW.new_full(
-        (len(first_frames_BCHW), frames, *first_frames_BCHW.shape[1:]), 0.5
-    )
-    clip_BTCHW[:, 0] = first_frames_BCHW
-    latents_BCTHW = codec.encode(clip_BTCHW)
-    mask_BCTHW = torch.zeros_like(latents_BCTHW[:, :1]).repeat(1, 4, 1, 1, 1)
-    mask_BCTHW[:, :, 0] = 1
-    return torch.cat([mask_BCTHW, latents_BCTHW], dim=1)
 
 
 def load_video_model(
@@ -217,7 +184,7 @@ class WanVideoModel:
     @property
     def base_sha256(self) -> str:
         """Of the file the frozen weights came from."""
-        return _sha256(self.path)
+        return sha256(self.path)
 
     def _run(self, x_BCTHW: Tensor, sigma: float, condition: WanCondition, *passes: "_Pass") -> list[Tensor]:
         """The velocity of each pass; twice where it is wanted twice."""
@@ -297,12 +264,3 @@ def _held(v_BCTHW: Tensor, x_BCTHW: Tensor, sigma: float, first_BC1HW: Tensor) -
     """
     straight = (x_BCTHW[:, :, :1] - first_BC1HW.to(x_BCTHW)) / sigma
     return torch.cat([straight, v_BCTHW[:, :, 1:]], dim=2)
-
-
-@cache
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 24):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -17,11 +17,10 @@ from safetensors.torch import save
 from torch import nn
 
 from ..files import write_atomically
-from .containers import Entry, open_container
+from .containers import FLOATS, Entry, open_container
 from .frozen import FrozenLinear, StoredWeight
 from .wan_formats import (
     ADVICE,
-    FLOATS,
     LINEARS,
     NOTES,
     ROUNDED,
@@ -62,6 +61,11 @@ class WanFile:
     ignored: Mapping[str, str]
     """The keys that are not used, and why."""
     metadata: Mapping[str, str]
+
+    @property
+    def family(self) -> str:
+        """The kind without the word of which expert."""
+        return self.kind.removesuffix(" high").removesuffix(" low")
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:

@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 
-from .containers import Container, Entry
+from .containers import FLOATS, Container, Entry
 from .frozen import GGUF_SCALES
 from .wan_keys import PREFIXES, to_official
 
 ADVICE = "choose a Wan 2.1 or 2.2 video network as .safetensors, .gguf or a diffusers folder"
 READ = "choose the same network in bf16, fp16, fp8, int8 or GGUF"
-FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 ROUNDED = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I8": torch.int8}
 SCALES = ("scale_weight", "weight_scale")
 _FORMATS = {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "int8_tensorwise": "I8"}

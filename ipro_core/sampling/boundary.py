@@ -5,59 +5,64 @@ spares training the expert itself, 28 GB, and 3 of the 8 steps.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..cache import TensorCache
+from ..cache import Stage
 from ..models.base import VideoModel
 from .rollout import sample
 
 
-def boundary_key(
-    expert: str, condition: str, shape: Sequence[int], seed: int, sigmas: Tensor
-) -> dict[str, Any]:
-    """What boundary latents depend on.
+@dataclass(frozen=True, eq=False)
+class Start:
+    """Where one rollout starts."""
 
-    Args:
-        expert: identifies the high-noise expert's weights and all adapters on it.
-        condition: identifies first frame and prompt as the expert is told them (`cache.fingerprint`).
-        shape: (C, T, H, W) of the latents.
-        sigmas: the schedule from 1 down to the boundary.
-    """
-    levels = [round(sigma, 6) for sigma in sigmas.tolist()]
-    return {"boundary": levels, "expert": expert, "condition": condition, "shape": list(shape), "seed": seed}
+    name: str
+    """Identifies what the model is told: first frame and prompt as they were encoded."""
+    shape: tuple[int, ...]
+    """(C, T, H, W) of the latents."""
+    seed: int
+    condition: Callable[[], Any]
+    """What the model is told, of batch size 1; asked for when it is needed."""
+
+    def noise(self) -> Tensor:
+        """x_T, (C, T, H, W): one noise for one name and seed, on every device."""
+        return start_noise(self.name, self.shape, self.seed)
 
 
-def boundary_noise(condition: str, shape: Sequence[int], seed: int) -> Tensor:
-    """x_T, (C, T, H, W): one noise for one condition and seed, on every device."""
-    digest = hashlib.sha256(f"{condition} {seed}".encode()).digest()
+def start_noise(name: str, shape: Sequence[int], seed: int) -> Tensor:
+    """See `Start.noise`."""
+    digest = hashlib.sha256(f"{name} {seed}".encode()).digest()
     return torch.randn(*shape, generator=torch.Generator().manual_seed(int.from_bytes(digest[:4], "little")))
 
 
-def make_boundary_latents(
-    cache: TensorCache,
-    model: VideoModel,
-    expert: str,
-    conditions: Mapping[str, Any],
-    shapes: Mapping[str, Sequence[int]],
-    seeds: Sequence[int],
-    sigmas: Tensor,
-    device: torch.device | str = "cpu",
-) -> Iterator[Mapping[str, Any]]:
-    """Fill the cache, yielding each entry's key when it is there; entries already made cost nothing.
+def boundary_stage(
+    made_by: str, open_expert: Callable[[], VideoModel], sigmas: Tensor, device: torch.device | str = "cpu"
+) -> Stage[Start]:
+    """`latents`: (C, T, H, W) where the trained expert takes over.
 
     Args:
-        conditions, shapes: by the condition's fingerprint; a condition has batch size 1.
+        made_by: identifies the high-noise expert's weights and all adapters on it.
         sigmas: the schedule from 1 down to the boundary, the `sigmas[: switch + 1]` of `switch_step`.
-        device: where the model is.
+        device: where the expert is.
     """
-    for name, condition in conditions.items():
-        for seed in seeds:
-            key = boundary_key(expert, name, shapes[name], seed, sigmas)
-            if cache.load(key) is None:
-                noise = boundary_noise(name, shapes[name], seed)[None].to(device)
-                cache.save(key, {"latents": sample(model, noise, condition, sigmas, frozen=True)[0]})
-            yield key
+    levels = [round(sigma, 6) for sigma in sigmas.tolist()]
+
+    def key(start: Start) -> dict[str, Any]:
+        told = {"condition": start.name, "shape": list(start.shape), "seed": start.seed}
+        return {"stage": "boundary", "made_by": made_by, "sigmas": levels, **told}
+
+    def make() -> Callable[[Start], Mapping[str, Tensor]]:
+        expert = open_expert()
+
+        def hand_over(start: Start) -> dict[str, Tensor]:
+            noise = start.noise()[None].to(device)
+            return {"latents": sample(expert, noise, start.condition(), sigmas, frozen=True)[0]}
+
+        return hand_over
+
+    return Stage("boundary latents", key, make)

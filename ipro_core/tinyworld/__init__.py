@@ -5,40 +5,64 @@ networks as ordinary files, opened by the loaders that open users' files. `train
 and `weights/figures.json` say what they can do.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from ..faces.detector import Detector
-from ..faces.packs import load_face_models, load_recognizer
-from ..faces.recognizer import Recognizer
+from ..cache import MemoryCache
+from ..clips.scenes import ShownScene, clip_scenes
+from ..faces.packs import face_model_names, load_face_models, load_recognizer
+from ..files import sha256
+from ..models.memory import Placement
 from ..models.wan import WanVideoModel, load_video_model
+from ..models.wan_files import open_wan_file
+from ..studio import Network, Studio
+from ..types import Framing
 from .codec import LinearCodec
+from .scenes import embed_prompt
 
 WEIGHTS = Path(__file__).parent / "weights"
 FACE_PACK = WEIGHTS / "faces"
 """A face pack like any user's: det_tiny.onnx and w600k_tiny.onnx."""
 JUDGE = WEIGHTS / "judge"
+"""Trained on other people with another design; measures, never rewards."""
 VIDEO_MODEL = WEIGHTS / "video.safetensors"
 CODEC = WEIGHTS / "codec.safetensors"
+FRAMING = Framing(48, 48, 9, 8.0)
 
 
-@dataclass(frozen=True, eq=False)
-class TinyWorld:
-    """Every network of the tiny world, opened."""
+def open_tiny_world(faces: Path | str | None = None, device: torch.device | str = "cpu") -> Studio:
+    """The embedded world's networks in float32; `faces` takes the place of its own pack.
 
-    detector: Detector
-    recognizer: Recognizer
-    judge: Recognizer
-    """Trained on other people with another design; measures, never rewards."""
-    codec: LinearCodec
-    model: WanVideoModel
+    Raises:
+        ValueError: the pack is not one.
+    """
+    faces = faces or FACE_PACK
+    names = ", ".join(face_model_names(faces))
+    return Studio(
+        kind="I2V-A14B",  # what it is told of the first frame is the same
+        base=VIDEO_MODEL.name,
+        shapes=open_wan_file(VIDEO_MODEL).shapes,
+        framing=FRAMING,
+        latent_shape=(16, 3, 12, 12),
+        text=Network(lambda: "words", lambda: embed_prompt),
+        codec=Network(lambda: sha256(CODEC), lambda: LinearCodec.load(CODEC, device)),
+        faces=Network(lambda: names, lambda: load_face_models(faces, device)),
+        model=Network(lambda: sha256(VIDEO_MODEL), lambda: _video_model(device)),
+        high_noise=None,
+        judge=Network(lambda: sha256(JUDGE), lambda: load_recognizer(JUDGE, device)),
+        cache=MemoryCache(),
+        read_clips=_small_clips,
+        device=device,
+        min_face=0,
+    )
 
 
-def load_tiny_world(device: torch.device | str = "cpu") -> TinyWorld:
-    """Open the shipped networks in float32; ValueError if a file is missing."""
-    detector, recognizer = load_face_models(FACE_PACK, device)
-    judge = load_recognizer(JUDGE, device)
-    codec = LinearCodec.load(CODEC, device)
-    return TinyWorld(detector, recognizer, judge, codec, load_video_model(VIDEO_MODEL, device, torch.float32))
+def _video_model(device: torch.device | str) -> WanVideoModel:
+    return load_video_model(VIDEO_MODEL, dtype=torch.float32, placement=Placement(device, recompute=False))
+
+
+def _small_clips(places: Sequence[Path | str]) -> list[ShownScene]:
+    """The user's clips; their faces are looked for at the embedded model's size too."""
+    return [ShownScene(scene.name, scene.prompt, scene.frames()) for scene in clip_scenes(places, FRAMING)]

@@ -1,6 +1,7 @@
 """What the tiny networks can do, measured on people that none of them was trained on
 (weights/figures.json)."""
 
+from collections import deque
 from collections.abc import Callable, Sequence
 
 import torch
@@ -13,11 +14,11 @@ from ..faces.alignment import crop_faces
 from ..faces.detector import Detector
 from ..faces.recognizer import Recognizer
 from ..faces.tracks import find_person
-from ..models.wan import WanVideoModel
 from ..sampling.flow import shifted_sigmas
 from ..sampling.rollout import sample
-from .codec import LinearCodec
-from .scenes import TinyScene, scene_condition
+from ..studio import Studio
+from ..training.ipro import IproSettings, stack_conditions
+from .scenes import TinyScene
 from .train_faces import draw_crops, draw_crowds
 
 
@@ -100,15 +101,16 @@ def _iou(one_4: Tensor, two_4: Tensor) -> float:
 
 
 @torch.no_grad()
-def sample_scenes(
-    scenes: Sequence[TinyScene], model: WanVideoModel, codec: LinearCodec, *, shift: float, seed: int = 0
-) -> Tensor:
+def sample_scenes(scenes: Sequence[TinyScene], studio: Studio, *, shift: float, seed: int = 0) -> Tensor:
     """Videos (N, 9, 3, 48, 48) of the scenes' first frames and prompts, 8 Euler steps."""
+    for work in studio.prepare(scenes, IproSettings(), (), faces=False):
+        deque(work.items, maxlen=0)
+    model, codec = studio.model.open(), studio.codec.open()
     noise = torch.randn(len(scenes), 16, 3, 12, 12, generator=torch.Generator().manual_seed(seed))
     sigmas = shifted_sigmas(8, shift)
     videos = []
     for at in range(0, len(scenes), 16):
-        condition = scene_condition(scenes[at : at + 16], codec)
+        condition = stack_conditions([studio.condition(scene) for scene in scenes[at : at + 16]])
         videos.append(codec.decode(sample(model, noise[at : at + 16], condition, sigmas)))
     return torch.cat(videos).clamp(0, 1)
 
@@ -125,13 +127,13 @@ def likeness(
     pool, frame by frame, and motion; means over videos. Scenes whose first frame has no face are left out."""
     rows = []
     for video_TCHW, scene in zip(videos_NTCHW, scenes, strict=True):
-        if not detector.detect(scene.first_CHW[None])[0]:
+        if not detector.detect(scene.first()[None])[0]:
             continue
-        face = find_reference(scene.first_CHW, detector)
-        reference_D = embed_reference(scene.first_CHW, face, recognizer)
+        face = find_reference(scene.first(), detector)
+        reference_D = embed_reference(scene.first(), face, recognizer)
         track = find_person(video_TCHW, detector, recognizer, reference_D=reference_D)
         sim = similarity(video_TCHW, track, reference_D, recognizer)
-        seen_by_judge = embed_reference(scene.first_CHW, face, judge)
+        seen_by_judge = embed_reference(scene.first(), face, judge)
         made = recognizer.embed(crop_faces(video_TCHW[track.seen_T], track.points_T52[track.seen_T]))
         real = recognizer.embed(crop_faces(scene.frames_TCHW, scene.points_TK52[:, 0]))
         rows.append(
@@ -153,7 +155,7 @@ def likeness(
 @torch.no_grad()
 def stranger_floor(scenes: Sequence[TinyScene], recognizer: Recognizer) -> float:
     """Mean similarity of first frames of different people."""
-    frames = torch.stack([scene.first_CHW for scene in scenes])
+    frames = torch.stack([scene.first() for scene in scenes])
     points = torch.stack([scene.points_TK52[0, 0] for scene in scenes])
     embeddings = recognizer.embed(crop_faces(frames, points))
     cosines = embeddings @ embeddings.T

@@ -5,15 +5,14 @@ of "held_out" were shown to none of them.
 """
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
 import torch
 from torch import Tensor
 
-from ..models.base import VideoCodec
-from ..models.wan import WanCondition, image_condition
+from ..clips.scenes import ShownScene
 from .painting import render
 from .world import EXPRESSIONS, MOVES, draw_clips, truth
 
@@ -41,21 +40,13 @@ PROMPTS = tuple(prompt for prompt in _pairs if prompt not in PROMPTS_HELD_OUT)
 
 
 @dataclass(frozen=True, eq=False)
-class TinyScene:
-    """One clip of the world with what is known of it."""
+class TinyScene(ShownScene):
+    """One clip of the world, (9, 3, 48, 48), with what is known of it."""
 
-    name: str
-    prompt: str
-    frames_TCHW: Tensor
-    """The real clip, (9, 3, 48, 48) in [0, 1]; its first frame is the input image."""
     boxes_TK4: Tensor
     """Where every head is, exactly; person 0 is the subject, person 1 a bystander or nobody."""
     points_TK52: Tensor
     visible_TK: Tensor
-
-    @property
-    def first_CHW(self) -> Tensor:
-        return self.frames_TCHW[0]
 
 
 def split_generator(split: str, seed: int = 0) -> torch.Generator:
@@ -86,10 +77,3 @@ def embed_prompt(prompt: str) -> Tensor:
         generator = torch.Generator().manual_seed(zlib.crc32(word.encode()))
         row.copy_(torch.randn(TEXT_WIDTH, generator=generator))
     return rows
-
-
-def scene_condition(scenes: Sequence[TinyScene], codec: VideoCodec) -> WanCondition:
-    """What the video model is told of these scenes: prompts and first frames."""
-    text_BLD = torch.stack([embed_prompt(scene.prompt) for scene in scenes])
-    first_BCHW = torch.stack([scene.first_CHW for scene in scenes])
-    return WanCondition(text_BLD, image_condition(codec, first_BCHW, len(scenes[0].frames_TCHW)))

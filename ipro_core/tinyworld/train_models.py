@@ -20,7 +20,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 
 from ..models.wan_files import save_wan_file
-from . import CODEC, FACE_PACK, JUDGE, VIDEO_MODEL, WEIGHTS, load_tiny_world
+from . import CODEC, FACE_PACK, JUDGE, VIDEO_MODEL, WEIGHTS, open_tiny_world
 from .codec import LinearCodec
 from .figures import detection, likeness, sample_scenes, stranger_floor, verification
 from .networks import CROP, DETECTOR_SIDE, Detector, Judge, Recognizer, export
@@ -84,34 +84,33 @@ def save_detector(network: torch.nn.Module, path: Path) -> None:
 
 def make_figures(_: Path) -> None:
     """figures.json: what the files in weights/ can do, on people and prompts of no training."""
-    world = load_tiny_world()
+    world = open_tiny_world()
+    assert world.judge is not None
+    detector, recognizer = world.faces.open()
+    judge, codec = world.judge.open(), world.codec.open()
     figures: dict[str, object] = {}
-    for name, recognizer, fresh in (
-        ("recognizer", world.recognizer, Recognizer()),
-        ("judge", world.judge, Judge()),
+    for name, network, fresh in (
+        ("recognizer", recognizer, Recognizer()),
+        ("judge", judge, Judge()),
     ):
         fresh.eval()
         figures[name] = {
-            "all pairs": verification(recognizer.embed),
-            "nobody occluded": verification(recognizer.embed, occluded=0.0),
+            "all pairs": verification(network.embed),
+            "nobody occluded": verification(network.embed, occluded=0.0),
             "untrained": verification(lambda crops, fresh=fresh: fresh(crops * 2 - 1), people=60),
         }
-    figures["detector"] = detection(world.detector)
+    figures["detector"] = detection(detector)
     scenes = list(tiny_scenes("checks", 64))
     real = torch.stack([scene.frames_TCHW for scene in scenes])
-    coded = world.codec.decode(world.codec.encode(real)).clamp(0, 1)
+    coded = codec.decode(codec.encode(real)).clamp(0, 1)
     error = (coded - real).square().mean((0, 2, 3, 4))
     figures["codec"] = {"psnr_per_frame": [round(x, 1) for x in (-10 * error.log10()).tolist()]}
     videos = {"real": real, "codec": coded}
-    videos |= {
-        f"shift {shift}": sample_scenes(scenes, world.model, world.codec, shift=shift)
-        for shift in (5.0, 3.0, 2.0)
-    }
+    videos |= {f"shift {shift}": sample_scenes(scenes, world, shift=shift) for shift in (5.0, 3.0, 2.0)}
     figures["video"] = {
-        name: likeness(video, scenes, world.detector, world.recognizer, world.judge)
-        for name, video in videos.items()
+        name: likeness(video, scenes, detector, recognizer, judge) for name, video in videos.items()
     }
-    figures["strangers"] = stranger_floor(scenes, world.recognizer)
+    figures["strangers"] = stranger_floor(scenes, recognizer)
     text = json.dumps(_rounded(figures), indent=1)
     (WEIGHTS / "figures.json").write_text(text + "\n")
     logging.getLogger("ipro").info("%s", text)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, distributed, nn
 
-from ..models.wan import image_condition
+from ..models.condition import image_condition
 from .codec import GROUP, PATCH, LinearCodec
 from .painting import render
 from .scenes import PROMPTS, embed_prompt, split_generator

@@ -1,7 +1,7 @@
 """The IPRO objective: sample from noise, score the faces, stay near the frozen model (Eq. 3 to 7)."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
@@ -36,6 +36,9 @@ class TrainingSample:
     prompt: str = ""
     reference_D: Tensor | None = None
     """The face of the input image, for the reward that compares with it."""
+    starts: tuple[Callable[[], Tensor], ...] = ()
+    """Latents (C, T, H, W) at the first tuned step, read when they are drawn: what a frozen expert made of
+    one noise each. None: every draw starts from noise of its own."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,12 @@ class IproSettings:
         "The step from which the adapter is on; before it the frozen model samples, as Wan 2.2's high-noise "
         "expert does (3 of 8 steps at its boundary 0.9).",
         min=0,
+    )
+    boundary_seeds: int = knob(
+        4,
+        "Noises of each clip, where a high-noise expert of its own makes what lies before first_tuned_step: "
+        "it does so once, into the cache.",
+        min=1,
     )
     reward_weight: float = knob(0.1, "Weight of the face reward.", min=0)
     kl_weight: float = knob(1.0, "Weight of the KL anchor to the frozen model (Eq. 7).", min=0)
@@ -127,6 +136,11 @@ class IproObjective:
         self.sigmas = shifted_sigmas(settings.steps, settings.shift)
         self._warned = False
 
+    def changed(self, **settings: Any) -> "IproObjective":
+        """The same with some settings set anew."""
+        parts = self.model, self.codec, self.detector, self.recognizer, self.reward
+        return IproObjective(*parts, replace(self.settings, **settings))
+
     def gradients(self, batch: Sequence[Draw]) -> Iterator[Mapping[str, float]]:
         """See `Objective`. The metrics, as means over the batch:
 
@@ -141,8 +155,7 @@ class IproObjective:
     def _gradient(self, draws: Sequence[Draw], share: float) -> dict[str, float]:
         condition = stack_conditions([draw.sample.condition for draw in draws])
         first, generator = self.settings.first_tuned_step, draws[0].generator
-        noise = torch.stack([self.noise(draw) for draw in draws])
-        x = sample(self.model, noise, condition, self.sigmas[: first + 1], frozen=True)
+        x = self.start(draws, condition)
         if not self.settings.low_variance:
             rollout, scores = self._truncated(draws, x, condition, self.sigmas[first:], share)
             return self._metrics(draws, rollout, scores)
@@ -206,13 +219,28 @@ class IproObjective:
             "faceless": _mean([float(not score.seen_T.any()) for score in scores]),
         }
 
+    def start(self, draws: Sequence[Draw], condition: Any) -> Tensor:
+        """x where the tuned steps begin, (B, C, T, H, W)."""
+        if all(draw.sample.starts for draw in draws):
+            return torch.stack([self.boundary(draw) for draw in draws])
+        noise, first = torch.stack([self.noise(draw) for draw in draws]), self.settings.first_tuned_step
+        return sample(self.model, noise, condition, self.sigmas[: first + 1], frozen=True)
+
+    def boundary(self, draw: Draw) -> Tensor:
+        """One of the sample's starts, drawn by chance."""
+        starts = draw.sample.starts
+        chosen = int(torch.randint(len(starts), (), generator=draw.generator))
+        return starts[chosen]().to(self._adapter_tensor())
+
     def noise(self, draw: Draw) -> Tensor:
         """x_T, (C, T, H, W), where and as precise as the adapter is."""
         seed, generator = self.settings.noise_seed, draw.generator
         if seed >= 0:
             generator = torch.Generator().manual_seed(seed)
-        like = next(iter(self.model.adapter_parameters().values()))
-        return torch.randn(draw.sample.latent_shape, generator=generator).to(like)
+        return torch.randn(draw.sample.latent_shape, generator=generator).to(self._adapter_tensor())
+
+    def _adapter_tensor(self) -> Tensor:
+        return next(iter(self.model.adapter_parameters().values()))
 
     def score(self, frames_TCHW: Tensor, draw: Draw) -> RewardScore:
         """The reward of one generated video, differentiable in its frames."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..rewards.base import Reward, reward_catalogue
 from ..rewards.face_pool import FacePoolReward
+from ..types import Framing
 from .ipro import IproSettings
 from .loop import LoopSettings
 
@@ -21,6 +22,8 @@ class Preset:
     reward: Reward
     rank: int
     """Of the LoRA; alpha is the same."""
+    framing: Framing = Framing()
+    """Of Wan's videos; the embedded world has a size of its own."""
 
     def changed(self, **settings: Any) -> "Preset":
         """With some knobs set anew, by their names alone; `reward` takes a name of the catalogue.
@@ -42,6 +45,7 @@ class Preset:
             replace(self.ipro, **of(self.ipro)),
             replace(reward, **of(reward)),
             settings.pop("rank", self.rank),
+            replace(self.framing, **of(self.framing)),
         )
         if settings:
             raise ValueError(f"There is no setting {', '.join(settings)}: `ipro train --help` lists them.")
@@ -51,7 +55,7 @@ class Preset:
         """As config.json keeps it."""
         reward: Any = self.reward
         name = next(name for name, kind in reward_catalogue().items() if isinstance(reward, kind))
-        parts = {"loop": asdict(self.loop), "ipro": asdict(self.ipro)}
+        parts = {"loop": asdict(self.loop), "ipro": asdict(self.ipro), "framing": asdict(self.framing)}
         return {"rank": self.rank, "reward": {"name": name, **asdict(reward)}, **parts}
 
     @classmethod
@@ -60,7 +64,7 @@ class Preset:
         reward = dict(config["reward"])
         kind = reward_catalogue()[reward.pop("name")]
         loop, ipro = LoopSettings(**config["loop"]), IproSettings(**config["ipro"])
-        return cls(loop, ipro, kind(**reward), config["rank"])
+        return cls(loop, ipro, kind(**reward), config["rank"], Framing(**config.get("framing", {})))
 
 
 PAPER = Preset(
@@ -106,6 +110,7 @@ AUTHORS_CODE = Preset(
     ),
     FacePoolReward(missing="skip"),  # module:268-270, tools:459-461
     rank=32,  # config:27-67
+    framing=Framing(480, 480, 81),  # reward_fl_pipeline.py:51-61, an area of at most 480 · 480, 81 frames
 )
 """Not reproduced, being faults: red and blue swapped before ArcFace, the crop half a pixel off, latents
 rounded to bfloat16 after every step."""
@@ -136,4 +141,39 @@ TINY = Preset(
     rank=16,
 )
 
-PRESETS = {"paper": PAPER, "authors-code": AUTHORS_CODE, "tiny": TINY}
+LOCAL_14B = Preset(
+    LoopSettings(
+        updates=100,  # 5.1
+        batch_size=8,  # config:27-67
+        learning_rate=2.5e-6,  # config:27-67, which goes with a batch of 8
+        warmup=10,  # config:27-67
+        clip_norm=1.0,  # config:27-67
+        checkpoint_every=2,  # an update takes minutes
+    ),
+    replace(
+        PAPER.ipro,
+        reference_steps=1,  # 3 passes fewer, right in expectation
+        boundary_seeds=4,  # 800 videos of 50 clips: each of the 200 beginnings is used 4 times
+    ),
+    FacePoolReward(),
+    rank=32,  # config:27-67
+    framing=Framing(576, 320, 33),  # 6480 tokens
+)
+"""I2V-A14B on a card of 24 GB. Estimated, not measured: a video takes 18 passes of 0.19 PFLOP and 0.1 for the
+VAE, so 100 updates of 8 take 8 hours at 100 TFLOP/s and 10 at 80; each clip and noise 6 seconds before."""
+
+LOCAL_5B = replace(
+    LOCAL_14B,
+    ipro=replace(LOCAL_14B.ipro, first_tuned_step=0),  # one network for all steps
+    framing=Framing(832, 480, 33),  # 3510 tokens
+)
+"""TI2V-5B on such a card. Estimated, not measured: a video takes 22 passes of 0.04 PFLOP and 0.4 for the VAE,
+so 100 updates of 8 take 3 hours at 100 TFLOP/s and 3½ at 80."""
+
+PRESETS = {
+    "paper": PAPER,
+    "authors-code": AUTHORS_CODE,
+    "local-14b": LOCAL_14B,
+    "local-5b": LOCAL_5B,
+    "tiny": TINY,
+}

@@ -1,0 +1,151 @@
+"""`ipro evaluate`: base against tuned, from the same noise, with a report."""
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..clips.scenes import Scene
+from ..clips.video import write_video
+from ..evaluation.compare import Comparison, SceneVideos, compare_videos
+from ..evaluation.film import side_by_side
+from ..evaluation.report import write_report
+from ..files import write_atomically
+from ..runs import read_metrics
+from ..studio import Sampler, Studio
+from ..tinyworld.scenes import tiny_scenes
+from ..training.ipro import IproSettings
+from .flags import given_knobs, progress
+from .opening import (
+    SAMPLING,
+    add_networks,
+    add_sampling,
+    check_adapter,
+    judged_config,
+    open_job,
+    open_tuned,
+    prepare,
+    shareable,
+    showing_faces,
+    warn_of_known_clips,
+)
+
+FILM_SCENES = 8
+KL_UPDATES = 10
+"""The KL that is told is the mean over this many last updates."""
+
+
+def evaluate(options: argparse.Namespace) -> dict[str, Any]:
+    """Compare base and tuned on people, prompts and seeds never trained on; writes a report."""
+    if bool(options.run) == bool(options.lora):
+        raise ValueError(
+            "Give what is to be judged: either --run with a run's folder, or --lora with a file."
+        )
+    config = judged_config(options)
+    job = open_job(options, config, given_knobs(options, *SAMPLING))
+    studio = job.studio
+    if job.is_wan and not options.clips:
+        raise ValueError("Wan is judged on clips of people it was not tuned on: give them with --clips.")
+    warn_of_known_clips(options.clips, config.get("clips", []))
+    scenes = studio.read_clips(options.clips)
+    report = options.report or (options.run or Path()) / "report.html"
+
+    def show(scene: str, film_TCHW: Tensor) -> None:
+        if options.run:
+            write_video(options.run / "samples" / f"{scene}.mp4", film_TCHW, studio.framing.fps)
+
+    comparison = judge(options, studio, scenes, job.plan.ipro, show)
+    write_reports(report, comparison, config, options.run)
+    print(table(comparison, report))
+    return {"report": str(report), **comparison.figures()}
+
+
+def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--run", type=Path, help="The run whose newest adapter is judged.")
+    parser.add_argument("--lora", type=Path, help="Or a LoRA file.")
+    clips = "Clips of people never trained on, or folders of them."
+    parser.add_argument("--clips", nargs="+", type=Path, default=[], help=clips)
+    parser.add_argument("--report", type=Path, help="The page to write; default: report.html in the run.")
+    add_networks(parser)
+    add_judging(parser)
+    add_sampling(parser)
+
+
+def add_judging(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--held-out", type=int, default=48, help="Scenes of the embedded world to judge on.")
+    parser.add_argument("--seeds", type=int, default=2, help="Videos of each scene by each model.")
+
+
+def judge(
+    options: argparse.Namespace,
+    studio: Studio,
+    scenes: Sequence[Scene],
+    settings: IproSettings,
+    show: Callable[[str, Tensor], None],
+) -> Comparison:
+    """Base against the adapter of options.run or options.lora.
+
+    Args:
+        scenes: none: held-out ones of the embedded world.
+        show: is given the first scenes' names and films: real, base, tuned.
+    """
+    check_adapter(options, studio)
+    scenes = showing_faces(studio, scenes or tiny_scenes("held_out", options.held_out))
+    if not scenes:
+        raise ValueError("No clip shows a face in its first frame, to compare with: choose others.")
+    seeds = range(options.seeds)
+    prepare(studio, scenes, settings, seeds, faces=False)
+    model, shown = open_tuned(options, studio), 0
+    sampler = Sampler(studio, model, studio.codec.open(), settings)
+
+    def watched() -> Iterator[SceneVideos]:
+        nonlocal shown
+        for pair in progress(sampler.pairs(scenes, seeds), "judging", total=len(scenes) * len(seeds)):
+            if pair.seed == 0 and shown < FILM_SCENES and pair.real_TCHW is not None:
+                shown += 1
+                videos = {"real": pair.real_TCHW, "base": pair.base_TCHW, "tuned": pair.tuned_TCHW}
+                show(pair.scene, side_by_side(videos))
+            yield pair
+
+    steps = read_metrics(options.run)[-KL_UPDATES:] if options.run else []
+    kl = sum(step.metrics["kl"] for step in steps) / len(steps) if steps else None
+    other = studio.judge.open() if studio.judge else None
+    return compare_videos(watched(), *studio.faces.open(), other, kl=kl)
+
+
+def write_reports(path: Path, comparison: Comparison, config: Mapping[str, Any], run: Path | None) -> None:
+    environment = json.loads((run / "environment.json").read_text()) if run else {}
+    write_report(
+        path,
+        comparison,
+        steps=read_metrics(run) if run else [],
+        settings=shareable(config),
+        environment=environment,
+    )
+    figures = json.dumps(comparison.figures(), indent=2).encode() + b"\n"
+    write_atomically(path.with_suffix(".json"), figures)
+
+
+def table(comparison: Comparison, report: Path) -> str:
+    """The figures for a terminal."""
+    gain, judge = comparison.gain, comparison.judge_gain
+    lines = [
+        f"FaceSim        base {comparison.facesim_base:.3f}   tuned {comparison.facesim_tuned:.3f}   "
+        f"real clips {comparison.real_ceiling:.3f}   strangers {comparison.stranger_floor:.3f}",
+        f"gain           {gain.mean:+.3f}   95 % {gain.ci95[0]:+.3f} to {gain.ci95[1]:+.3f}   "
+        f"({gain.scenes} scenes, {gain.pairs} pairs)",
+    ]
+    if judge:
+        lines.append(f"judge's gain   {judge.mean:+.3f}   95 % {judge.ci95[0]:+.3f} to {judge.ci95[1]:+.3f}")
+    lines.append(f"head motion    tuned / base {comparison.motion_ratio:.2f}")
+    lines.append(
+        f"face found in  base {comparison.coverage('base'):.0%}   tuned {comparison.coverage('tuned'):.0%}   "
+        f"real {comparison.coverage('real'):.0%}"
+    )
+    if comparison.kl is not None:
+        lines.append(f"KL             {comparison.kl:.4f}")
+    lines += [f"Sign of a hack: {flag}" for flag in comparison.hack_flags]
+    return "\n".join([*lines, f"report         {report}"])

@@ -1,0 +1,188 @@
+"""What several commands open in the same way: a studio from flags or from a run, scenes, an adapter."""
+
+import argparse
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from ..clips.scenes import Scene, find_videos
+from ..faces.packs import find_pack
+from ..models.lora import LowRank, check_lora, import_lora, lora_settings
+from ..models.wan import WanVideoModel
+from ..models.wan_files import open_wan_file
+from ..runs import latest_state, read_config
+from ..studio import Studio
+from ..tinyworld import open_tiny_world
+from ..training.ipro import IproSettings
+from ..training.loop import adapter_of
+from ..training.presets import PRESETS, Preset
+from ..types import Framing
+from ..wan_studio import DeviceSettings, WanFiles, open_wan
+from .flags import add_knobs, given_knobs, pack_roots, progress
+
+logger = logging.getLogger("ipro")
+
+SCHEDULE = ("steps", "shift", "first_tuned_step")
+SAMPLING = (*SCHEDULE, *(knob.name for knob in fields(Framing)))
+"""What may be chosen anew for videos of a model that is tuned already."""
+FILES = tuple(file.name for file in fields(WanFiles))
+DEVICE = tuple(knob.name for knob in fields(DeviceSettings))
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A command's studio and plan, settled before anything large is loaded."""
+
+    studio: Studio
+    plan: Preset
+    files: Mapping[str, str]
+    """The files that the user or the run named; "" where none is."""
+
+    @property
+    def is_wan(self) -> bool:
+        return bool(self.files["model"])
+
+
+def add_networks(parser: argparse.ArgumentParser) -> None:
+    """Flags for the networks; without them it is the embedded world's."""
+    parser.add_argument("--faces", help="A face pack: its folder, or its name under a models/insightface.")
+    add_knobs(parser, WanFiles, title="files of Wan; without --model it is the embedded world")
+    add_knobs(parser, DeviceSettings)
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    add_knobs(parser, IproSettings, only=SCHEDULE)
+    add_knobs(parser, Framing)
+
+
+def open_job(
+    options: argparse.Namespace,
+    config: Mapping[str, Any],
+    given: Mapping[str, Any] | None = None,
+    *,
+    preset: str | None = None,
+    looks_at_faces: bool = True,
+) -> Job:
+    """Real Wan where a network is named, else the embedded world.
+
+    Args:
+        config: of a run, or the settings of a LoRA; empty where there is none.
+        given: knobs that were given as flags.
+        preset: where settings come from without a config; by default the model's own.
+
+    Raises:
+        ValueError: files or settings that do not go together.
+    """
+    given = given or {}
+    named = asdict(WanFiles()) | dict(config.get("files", {})) | given_knobs(options, *FILES)
+    files = {name: _absolute(named[name]) for name in FILES}
+    files["faces"] = options.faces or named.get("faces", "")
+    if named["judge"] and not Path(files["judge"]).exists():  # a pack's name, as --faces takes it
+        files["judge"] = str(find_pack(named["judge"], pack_roots()).resolve())
+    wan, wanted = (
+        WanFiles(**{name: files[name] for name in FILES}),
+        DeviceSettings(**given_knobs(options, *DEVICE)),
+    )
+    if wan.model:
+        own = "local-5b" if open_wan_file(wan.model).kind == "TI2V-5B" else "local-14b"
+        plan = _plan(config, preset or own).changed(**given)
+        pack = find_pack(files["faces"] or "antelopev2", pack_roots()) if looks_at_faces else None
+        studio = open_wan(wan, pack, plan.framing, wanted)
+    else:
+        strays = [name for name in FILES if name != "cache" and files[name]]
+        if strays:
+            raise ValueError(
+                f"--{strays[0].replace('_', '-')} goes with a Wan network: give that with --model (without "
+                "one it is the embedded world)."
+            )
+        plan = _plan(config, preset or "tiny").changed(**given)
+        pack = find_pack(files["faces"], pack_roots()) if files["faces"] else None
+        studio = open_tiny_world(pack, wanted.device or "cpu")
+    asked = "first_tuned_step" in given
+    # A preset speaks of two experts; a run and the embedded world know their own first step.
+    settings = studio.fit(plan.ipro, asked=asked, known=asked or "ipro" in config or not wan.model)
+    return Job(studio, replace(plan, ipro=settings, framing=studio.framing), files)
+
+
+def _plan(config: Mapping[str, Any], preset: str) -> Preset:
+    return Preset.from_config(config) if "ipro" in config else PRESETS[preset]
+
+
+def _absolute(path: str) -> str:
+    """A run goes on from wherever it is continued."""
+    return str(Path(path).expanduser().resolve()) if path else ""
+
+
+def judged_config(options: argparse.Namespace) -> dict[str, Any]:
+    """What options.run or options.lora knows of its settings; {} for a LoRA of another tool, or neither."""
+    if options.run and options.lora:
+        raise ValueError("Give either --run, whose newest adapter is taken, or --lora.")
+    if options.run:
+        return read_config(options.run)
+    return lora_settings(options.lora) if options.lora else {}
+
+
+def shareable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without the paths of this machine."""
+    return {name: value for name, value in config.items() if name not in ("files", "clips")}
+
+
+def showing_faces(studio: Studio, scenes: Iterable[Scene]) -> list[Scene]:
+    """The scenes whose input image shows a face to compare with."""
+    detector, _ = studio.faces.open()
+    return [scene for scene in scenes if detector.detect(scene.first()[None])[0]]
+
+
+def warn_of_known_clips(clips: Sequence[Path], tuned_on: Sequence[str]) -> None:
+    """Whoever judges on what was tuned on measures memory."""
+    known = {str(clip.resolve()) for clip in find_videos(clips)} & set(tuned_on)
+    if known:
+        logger.warning("The run was tuned on %s: judge it on other people.", ", ".join(sorted(known)))
+
+
+def prepare(
+    studio: Studio, scenes: Sequence[Scene], settings: IproSettings, seeds: Sequence[int], *, faces: bool
+) -> None:
+    """Make what is missing of the scenes, with a bar for each stage."""
+    for work in studio.prepare(scenes, settings, seeds, faces=faces):
+        for _ in progress(work.items, work.name, total=work.total):
+            pass
+
+
+def adapter_of_run(run: Path) -> tuple[int, dict[str, LowRank]]:
+    """The update of a run's newest state, and its adapter by layer."""
+    state = latest_state(run)
+    if state is None:
+        raise ValueError(f"The run in {run} has no state yet: let it train first.")
+    kept, rank = adapter_of(state), read_config(run)["rank"]
+    names = [name.removesuffix(".lora_A.weight") for name in kept if name.endswith(".lora_A.weight")]
+    layers = {
+        name: LowRank(kept[f"{name}.lora_A.weight"], kept[f"{name}.lora_B.weight"], rank) for name in names
+    }
+    return state.step, layers
+
+
+def check_adapter(options: argparse.Namespace, studio: Studio) -> None:
+    """Raise ValueError, before the network is opened, where options.run or options.lora is of another."""
+    if options.lora:
+        check_lora(options.lora, studio.base, studio.shapes)
+    elif options.run:
+        for name, layer in adapter_of_run(options.run)[1].items():
+            shape = (len(layer.up_OR), layer.down_RI.shape[1])
+            if studio.shapes.get(f"{name}.weight") != shape:
+                raise ValueError(
+                    f"The adapter in {options.run} is of another network: its {name}, {shape}, does not fit "
+                    f"{studio.base}; leave out --model, or give the network it was tuned on."
+                )
+
+
+def open_tuned(options: argparse.Namespace, studio: Studio) -> WanVideoModel:
+    """The studio's model with the newest adapter of options.run, with options.lora, or as it is."""
+    model = studio.model.open()
+    if options.run:
+        model.place_adapter(adapter_of_run(options.run)[1])
+    elif options.lora:
+        import_lora(options.lora, model)
+    return model
