@@ -16,7 +16,7 @@ def draws(count: int, seed: int) -> torch.Tensor:
 
 def test_noise_is_not_taken_for_bias_and_bias_is_found_in_noise():
     # f = 1 + noise in 300 places, ||E f||² = 300. A knob adds noise of twice the variance: 1 + 2 = 3 times as
-    # much in all. Another adds 0.1 everywhere as well: a bias of 0.1, a cosine of 1.
+    # much in all. Another adds 0.3 everywhere as well: a bias of 0.3, a cosine of 1.
     full = 1 + draws(40, seed=0)
     noisy = full + 2**0.5 * draws(40, seed=1)
     unbiased = _effect("", full, noisy, [10, 0], [5, 0])
@@ -24,9 +24,9 @@ def test_noise_is_not_taken_for_bias_and_bias_is_found_in_noise():
     assert unbiased.variance == pytest.approx(3, rel=0.05)
     assert unbiased.cost == pytest.approx(1.5, rel=0.05)  # half the passes, three times the draws
     assert (noisy - full).mean(dim=0).norm() / 300**0.5 > 2 * unbiased.bias  # what a plain mean would say
-    biased = _effect("", full, noisy + 0.1, [10, 0], [5, 0])
-    assert biased.bias == pytest.approx(0.1, rel=0.2) and biased.deviations > 5
-    assert biased.cosine == pytest.approx(1, abs=0.01)
+    biased = _effect("", full, noisy + 0.3, [10, 0], [5, 0])
+    assert biased.bias == pytest.approx(0.3, rel=0.1) and biased.deviations > 5
+    assert biased.cosine == pytest.approx(1, abs=0.02)
 
 
 def test_a_fair_choice_has_no_bias_and_a_shorter_chain_has():
