@@ -444,6 +444,7 @@ def test_an_update_visits_each_block_the_promised_number_of_times(through, backw
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo's own look at what lies between segments
 def test_compiled_segments_give_the_same_gradients_and_one_graph_serves_all_blocks():
     from torch._dynamo.utils import counters
 
