@@ -1,14 +1,16 @@
 """One person through a video, and the pool of a clip: identity kept, gaps filled, every loss said."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from face_networks import RedCells, red_cells, write_pack
 
+from ipro_core.faces.alignment import TEMPLATE_52
 from ipro_core.faces.packs import load_face_models
 from ipro_core.faces.pool import FacePool, build_pool, inspect_pool, merge_pools
-from ipro_core.faces.tracks import find_person, person_faces, track_person
+from ipro_core.faces.tracks import face_box, find_person, person_faces, track_person
 from ipro_core.types import Face, FaceTrack
 
 ANNA, BEN = torch.eye(4)[0], torch.eye(4)[1]
@@ -203,3 +205,47 @@ def test_merged_pools_count_frames_on_and_refuse_another_recogniser(models):
         merge_pools([a, other])
     with pytest.raises(ValueError, match="no pool to merge"):
         merge_pools([])
+
+
+# The box that a codec decodes truly.
+
+
+class Finds:
+    """A detector that finds what it is told to."""
+
+    def __init__(self, detections: list[list[Face]]):
+        self.detections = detections
+
+    def detect(self, frames_TCHW: torch.Tensor) -> list[list[Face]]:
+        return self.detections
+
+
+def upright(left: float, top: float, side: float) -> Face:
+    """A face whose crop is the square of that side, whose first pixel is (left, top)."""
+    points = torch.tensor(TEMPLATE_52) * side / 112 + torch.tensor([left, top])
+    return Face(torch.tensor([left, top, left + side, top + side]), points, 0.9)
+
+
+def test_the_box_holds_every_crop_with_its_border():
+    # A crop of 56 px at (60, 40) reaches from 59.75 (half a crop pixel is a quarter of a frame's) to 115.75,
+    # with an eighth of 56 as its border from 52.75 to 122.75: columns 52 to 123, rows 32 to 103. One of 28 px
+    # at (100, 20) reaches from row 19.875 - 3.5 to column 127.875 + 3.5: row 16, columns to 132.
+    finds: Any = Finds([[upright(60, 40, 56)], [], [upright(100, 20, 28)]])
+    frames = torch.zeros(3, 3, 200, 200)
+    assert face_box(frames[:1], finds) is not None
+    assert face_box(frames, finds) == (16, 104, 52, 133)
+    assert face_box(frames[..., :100, :120], finds) == (16, 100, 52, 120)
+    nobody: Any = Finds([[], [], []])
+    assert face_box(frames, nobody) is None
+
+
+def test_a_reward_moves_no_pixel_outside_the_box(models):
+    detector, recognizer = models
+    frames = red_cells([[(1, 1)], [(2, 1)]])
+    given = frames.clone().requires_grad_()
+    person_faces(given, detector, recognizer).embeddings_TD.sum().backward()
+    box = face_box(frames, detector, size=recognizer.size, border=0)
+    assert given.grad is not None and given.grad.any() and box is not None
+    top, bottom, left, right = box
+    given.grad[..., top:bottom, left:right] = 0
+    assert not given.grad.any()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
-from vae_networks import CHANNELS, network
+from vae_networks import CHANNELS, empty_network, network
 
 from ipro_core.models.base import pull
 from ipro_core.models.draft import DraftedVae
@@ -82,6 +82,39 @@ def test_a_gradient_that_is_nan_is_passed_on():
     codec = drafted()
     _, pulled = pull(codec, LATENTS, lambda frames: (0, torch.full_like(frames, torch.nan)))
     assert pulled.isnan().any()
+
+
+@pytest.mark.slow
+def test_decode_and_gradient_of_a_face_cost_less_than_a_pass_of_ti2v_5b(monkeypatch):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    def flops(work):
+        with FlopCounterMode(display=False) as counted:
+            made = work()
+        return counted.get_total_flops(), made
+
+    # 121 frames of 704x1280. Tokens: 31 latent frames of 22 x 40. Linear layers: 12 D² + 4 D F of each token,
+    # of the text's keys and values 4 D²; attention: 4 D for each pair.
+    tokens, text, dim, ffn = 31 * 22 * 40, 512, 3072, 14336
+    linear = tokens * (12 * dim**2 + 4 * dim * ffn) + text * 4 * dim**2
+    forward = 30 * (linear + 4 * dim * tokens * (tokens + text))
+    # A face of 100 px has a crop of 107, and an eighth of that as a border on each side.
+    box = (285, 419, 573, 707)
+    monkeypatch.setattr(WanVae, "_shelf", torch.device("meta"))
+    with torch.device("meta"):
+        vae = WanVae(empty_network("2.2", 160).to("meta").requires_grad_(False), kept_bytes=1 << 60)
+        tiny = TinyAutoencoder(48, 2).requires_grad_(False)
+    spent = {}
+    for count in (2, 3):  # every further latent frame costs the same
+        latents = torch.empty(1, 48, count, 44, 80, device="meta")
+        seen, (frames, pull_back) = flops(lambda latents=latents: vae.look(latents, box))
+        pulled, _ = flops(lambda pull_back=pull_back, frames=frames: pull_back(torch.empty_like(frames)))
+        drafted, _ = flops(lambda latents=latents: tiny.decode(latents.transpose(1, 2), []))
+        whole, _ = flops(lambda latents=latents: vae.decode(latents))
+        spent[count] = torch.tensor([seen, pulled, drafted, whole], dtype=torch.float64) / forward
+    look, back, draft, whole = (spent[2] + 29 * (spent[3] - spent[2])).tolist()
+    print(f"look {look:.3f}, back {back:.3f}, draft {draft:.3f}, whole {whole:.2f} passes")
+    assert look + back + draft <= 1 < whole
 
 
 def test_a_draft_for_other_latents_is_refused():
