@@ -97,7 +97,13 @@ class HostMemory:
 class BlockWeights:
     """The weights of a stack of blocks, on the device when a block's turn comes."""
 
-    def __init__(self, blocks: Sequence[nn.Module], placement: Placement, copies: Copies | None = None):
+    def __init__(
+        self,
+        blocks: Sequence[nn.Module],
+        placement: Placement,
+        copies: Copies | None = None,
+        memory: HostMemory | None = None,
+    ):
         self.blocks = blocks
         self.device = torch.device(placement.device)
         self.loads = 0
@@ -108,7 +114,7 @@ class BlockWeights:
         # i is streamed where i · streamed / count passes a whole number: evenly spread.
         self._streamed = [i for i in range(count) if (i + 1) * streamed // count > i * streamed // count]
         self._copies = copies or Copies(self.device)
-        self._memory = HostMemory(self.device)
+        self._memory = memory or HostMemory(self.device)
         self._host: dict[int, tuple[Tensor, list[tuple[Tensor, Tensor]]]] = {}
         self._slots: list[_Slot] = []
         for index, block in enumerate(blocks):
@@ -181,10 +187,12 @@ class _Slot:
 class BlockStates:
     """What the backward pass needs of each block, kept where it is or on the host."""
 
-    def __init__(self, placement: Placement, copies: Copies | None = None):
+    def __init__(
+        self, placement: Placement, copies: Copies | None = None, memory: HostMemory | None = None
+    ):
         device = torch.device(placement.device)
         self._device, self._copies = device, copies or Copies(device)
-        self._memory = HostMemory(device) if placement.states_on_host else None
+        self._memory = (memory or HostMemory(device)) if placement.states_on_host else None
         self._leaving: deque[tuple[Callable[[], None], Tensor]] = deque()
 
     def keep(self, state: Tensor) -> Tensor:
