@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 _log = logging.getLogger("ipro")
 _ALIGNMENT = 256
+_SIZES = 2
+"""Of states: tokens of all channels, and a number for each token and head."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,9 @@ class HostMemory:
         """A tensor of any content."""
         size = max(1, torch.Size(shape).numel()) * dtype.itemsize
         if size not in self._free:
-            self._free = {size: []}  # videos have another size now
+            for old in list(self._free)[: 1 - _SIZES]:  # videos have another size now
+                del self._free[old]
+            self._free[size] = []
         free = self._free[size]
         memory = free.pop() if free else self._new(size)
         lent = memory[:]  # torch keeps this array as long as the tensor's storage lives
@@ -201,7 +205,7 @@ class BlockStates:
             return state
         kept = self._memory.empty(state.shape, state.dtype)
         self._leaving.append((self._copies.begin(kept, state), state))
-        self._settle(4)  # else a program ahead of its device would hold the states of all blocks
+        self._settle(6)  # else a program ahead of its device would hold the states of all blocks
         return kept
 
     def travel(self, kept: Sequence[Sequence[Tensor]]) -> Iterator[list[Tensor]]:

@@ -22,8 +22,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from .attention import Attended, attend, attend_again
 
-_PIECE = 1 << 23
-"""Numbers that a layer without products works on at a time: 32 MB in float32."""
+_PIECE = 1 << 24
+"""Numbers that a layer without products works on at a time: 64 MB in float32."""
 
 
 @dataclass(frozen=True, eq=False)

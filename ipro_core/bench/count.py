@@ -1,0 +1,204 @@
+"""One update of a released model at true size, counted from the code as it is, without its numbers.
+
+The engine, the chain of steps and the decoder run as they would on a GPU, on tensors that have shapes only.
+The blocks are identical, so a few of them are run and the figures are carried on in a straight line.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..models.frozen import StoredWeight
+from ..models.memory import BlockStates, BlockWeights, Placement
+from ..models.vae import WanVae
+from ..models.wan import WanCondition, WanVideoModel
+from ..models.wan_files import WanFile, load_transformer
+from ..models.wan_kinds import RELEASED, Storage, header
+from ..sampling.flow import shifted_sigmas
+from ..sampling.gradient import reward_gradient
+from .counting import CountedMemory, Ledger, without_arithmetic
+from .work import Size, StandingFace, vae_network
+
+LAYERS = 3, 4
+"""Blocks that are run; from three on each costs what the one before it does."""
+
+
+
+@dataclass(frozen=True)
+class Count:
+    """One update of one video, the optimiser's moments at rest beside it. Its arithmetic is in forward passes
+    of the network."""
+
+    tokens: int
+    forward_flops: float
+    """Of one pass of the network."""
+    update: float
+    """The network's share of the update."""
+    decode: float
+    """Of the whole video."""
+    pullback: float
+    """The reward's gradient through the decoder."""
+    device_bytes: float
+    """The peak."""
+    host_bytes: float
+
+
+def count_update(
+    size: Size,
+    storage: Storage,
+    placement: Placement | None = None,
+    *,
+    rank: int = 32,
+    first_step: int = 3,
+    **settings: Any,
+) -> Count:
+    """Eight steps, of which those before `first_step` were made before.
+
+    Args:
+        placement: default: as little on the device as can be.
+        settings: of `reward_gradient`.
+    """
+    placement = placement or Placement("meta", resident=0, states_on_host=True)
+    sigmas = shifted_sigmas(8, 5.0)[first_step:]
+    few, more = (_network(size, storage, placement, n, rank, sigmas, settings) for n in LAYERS)
+    ahead = (RELEASED[size.kind]["num_layers"] - LAYERS[0]) / (LAYERS[1] - LAYERS[0])
+    whole = _Books(*(a + ahead * (b - a) for a, b in zip(few, more, strict=True)))
+    codec = _codec(size)
+    parts = (part / whole.forward for part in (whole.update, codec.decode, codec.pullback))
+    return Count(
+        size.tokens,
+        whole.forward,
+        *parts,
+        # Decoder and blocks take turns; what rests on the device and the host does so beneath both.
+        device_bytes=whole.device_rest + max(whole.device - whole.device_rest, codec.device),
+        host_bytes=whole.host_rest + max(whole.host - whole.host_rest, codec.host),
+    )
+
+
+class _Books(NamedTuple):
+    """Arithmetic of a pass and of an update; bytes at rest between updates, and at most."""
+
+    forward: float
+    update: float
+    device_rest: float
+    device: float
+    host_rest: float
+    host: float
+
+
+def _network(
+    size: Size,
+    storage: Storage,
+    placement: Placement,
+    layers: int,
+    rank: int,
+    sigmas: Tensor,
+    settings: dict[str, Any],
+) -> _Books:
+    ledger = Ledger()
+    with without_arithmetic(), ledger:
+        memory = CountedMemory(ledger)
+        file = header(RELEASED[size.kind] | {"num_layers": layers}, size.kind, storage, _empty)
+        network = load_transformer(_NumberlessFile(**vars(file)), "meta")
+        model = WanVideoModel(
+            network,
+            Path(str(size)),
+            placement,
+            weights=BlockWeights(network.blocks, placement, memory=memory),
+            states=BlockStates(placement, memory=memory),
+        )
+        model.new_adapter(rank)
+        for parameter in model.adapter_parameters().values():
+            parameter.grad = torch.empty_like(parameter)
+        vae = _CountedVae(size, ledger)
+        moments = [torch.empty_like(p) for p in model.adapter_parameters().values() for _ in range(2)]
+        condition, x = size.condition(), torch.empty(size.latents)
+        ledger.restart()
+        with torch.no_grad():
+            model.velocity(x, 0.5, condition)
+        forward = ledger.flops
+        ledger.restart()
+        rest = dict(ledger.now)
+        reward_gradient(model, _no_codec(size), StandingFace.of(size), x, condition, sigmas, **settings)
+        del moments, vae
+    return _Books(forward, ledger.flops, rest["meta"], ledger.peak["meta"], rest["host"], ledger.peak["host"])
+
+
+class _CodecBooks(NamedTuple):
+    """Arithmetic; bytes beside what rests."""
+
+    decode: float
+    pullback: float
+    device: float
+    host: float
+
+
+def _codec(size: Size) -> _CodecBooks:
+    """Decoding a whole video and pulling a face's gradient back."""
+    ledger = Ledger()
+    with without_arithmetic(), ledger:
+        codec = _CountedVae(size, ledger)
+        score, latents = StandingFace.of(size), torch.empty(size.latents)
+        ledger.restart()
+        rest = ledger.now["meta"]
+        frames_BTCHW = codec.decode(latents).requires_grad_()
+        decode = ledger.flops
+        with torch.enable_grad():
+            value = score(frames_BTCHW[0]).value
+        (gradient_BTCHW,) = torch.autograd.grad(value, frames_BTCHW)
+        del value
+        codec.pull_box(latents, gradient_BTCHW, score.box)
+    return _CodecBooks(decode, ledger.flops - decode, ledger.peak["meta"] - rest, ledger.peak["host"])
+
+
+class _CountedVae(WanVae):
+    """Wan's autoencoder in its true width, bfloat16; borders between latent frames lie on the host."""
+
+    def __init__(self, size: Size, ledger: Ledger) -> None:
+        network = vae_network(size.kind)
+        del network.encoder, network.quant_conv
+        super().__init__(nn.Module.to(network, torch.bfloat16).requires_grad_(False))
+        self._ledger = ledger
+
+    def _put_away(self, cache: Tensor) -> Tensor:
+        with self._ledger.at("host"):
+            return torch.empty_like(cache)
+
+    def _fetched(self, cache: Tensor) -> Tensor:
+        return torch.empty_like(cache)
+
+
+def _no_codec(size: Size) -> Any:
+    """Frames of nothing: the decoder is counted apart."""
+
+    class Codec:
+        def decode(self, latents_BCTHW: Tensor) -> Tensor:
+            return torch.empty(()).expand(1, size.frames, 3, size.height, size.width)
+
+        def pullback(self, latents_BCTHW: Tensor, gradient_BTCHW: Tensor) -> Tensor:
+            return torch.empty_like(latents_BCTHW)
+
+    return Codec()
+
+
+class _NumberlessFile(WanFile):
+    """A header whose weights are never looked at."""
+
+    def weight(self, name: str) -> StoredWeight:
+        weight = super().weight(name)
+        return _Numberless(weight.stored, weight.scale, weight.gguf_type, weight.rotated)
+
+
+class _Numberless(StoredWeight):
+    def is_finite(self) -> bool:
+        return True
+
+    def to(self, device: torch.device | str) -> StoredWeight:
+        return self
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype)
