@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..models.frozen import StoredWeight
 from ..models.memory import BlockStates, BlockWeights, Placement
@@ -20,7 +21,7 @@ from ..models.wan_kinds import RELEASED, Storage, header
 from ..sampling.flow import shifted_sigmas
 from ..sampling.gradient import reward_gradient
 from .counting import CountedMemory, Ledger, without_arithmetic
-from .work import Size, StandingFace, vae_network
+from .work import Size, StandingFace, true_vae
 
 LAYERS = 3, 4
 """Blocks that are run; from three on each costs what the one before it does."""
@@ -113,7 +114,7 @@ def _network(
         model.new_adapter(rank)
         for parameter in model.adapter_parameters().values():
             parameter.grad = torch.empty_like(parameter)
-        vae = _CountedVae(size, ledger)
+        vae = true_vae(size.kind)
         moments = [torch.empty_like(p) for p in model.adapter_parameters().values() for _ in range(2)]
         condition, x = size.condition(), torch.empty(size.latents)
         ledger.restart()
@@ -137,13 +138,12 @@ class _CodecBooks(NamedTuple):
 
 
 def _codec(size: Size) -> _CodecBooks:
-    """Decoding a whole video and pulling a face's gradient back."""
-    ledger = Ledger()
-    with without_arithmetic(), ledger:
-        codec = _CountedVae(size, ledger)
+    """Decoding a whole video and pulling a face's gradient back. Here "cpu" is the device, "meta" the host."""
+    with FakeTensorMode(), Ledger() as ledger:
+        codec = _CountedVae(true_vae(size.kind))
         score, latents = StandingFace.of(size), torch.empty(size.latents)
+        rest = ledger.now["cpu"]
         ledger.restart()
-        rest = ledger.now["meta"]
         frames_BTCHW = codec.decode(latents).requires_grad_()
         decode = ledger.flops
         with torch.enable_grad():
@@ -151,24 +151,15 @@ def _codec(size: Size) -> _CodecBooks:
         (gradient_BTCHW,) = torch.autograd.grad(value, frames_BTCHW)
         del value
         codec.pull_box(latents, gradient_BTCHW, score.box)
-    return _CodecBooks(decode, ledger.flops - decode, ledger.peak["meta"] - rest, ledger.peak["host"])
+    return _CodecBooks(decode, ledger.flops - decode, ledger.peak["cpu"] - rest, ledger.peak["meta"])
 
 
 class _CountedVae(WanVae):
-    """Wan's autoencoder in its true width, bfloat16; borders between latent frames lie on the host."""
+    """What waits at the borders between latent frames is told apart by its device."""
 
-    def __init__(self, size: Size, ledger: Ledger) -> None:
-        network = vae_network(size.kind)
-        del network.encoder, network.quant_conv
-        super().__init__(nn.Module.to(network, torch.bfloat16).requires_grad_(False))
-        self._ledger = ledger
-
-    def _put_away(self, cache: Tensor) -> Tensor:
-        with self._ledger.at("host"):
-            return torch.empty_like(cache)
-
-    def _fetched(self, cache: Tensor) -> Tensor:
-        return torch.empty_like(cache)
+    @property
+    def _shelf(self) -> torch.device:
+        return torch.device("meta")
 
 
 def _no_codec(size: Size) -> Any:

@@ -111,13 +111,23 @@ def random_vae(kind: str, width: int) -> WanVae:
     """An autoencoder whose frames stay within (0, 1), so that nothing is clamped."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = vae_network(kind, width)
+        network = _vae_network(kind, width)
         network.decoder.conv_out.weight.data *= 0.2
     return WanVae(network.eval().requires_grad_(False))
 
 
-def vae_network(kind: str, width: int | None = None) -> Any:
-    """diffusers' AutoencoderKLWan of that width; None: as released."""
+def true_vae(kind: str) -> Any:
+    """The decoder's network in its true width, bfloat16; whoever makes it decides where and of what numbers."""
+    network = _vae_network(kind, None)
+    del network.encoder, network.quant_conv
+    # Not network.to, which does not change the parameters of fake tensors in place.
+    for part in network.modules():
+        for name, parameter in list(part.named_parameters(recurse=False)):
+            setattr(part, name, nn.Parameter(parameter.detach().bfloat16(), requires_grad=False))
+    return network
+
+
+def _vae_network(kind: str, width: int | None) -> Any:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
     if kind != "TI2V-5B":

@@ -5,7 +5,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from . import pools, tuning
+from . import bench, pools, tuning
 
 
 class Command(NamedTuple):
@@ -20,5 +20,6 @@ COMMANDS = {
     "sample": Command(tuning.sample, tuning.sample_arguments),
     "train": Command(tuning.train, tuning.train_arguments),
     "evaluate": Command(tuning.evaluate, tuning.evaluate_arguments),
+    "bench": Command(bench.bench, bench.bench_arguments),
     "export": Command(tuning.export, tuning.export_arguments),
 }

@@ -147,7 +147,7 @@ class WanVae:
         caches: list[Tensor] = []
         for z in z_T[:-1]:
             _, caches = self.decoder(z, caches, windows)
-            borders.append([self._put_away(cache) for cache in caches])
+            borders.append([cache.to(self._shelf, non_blocking=True) for cache in caches])
         del caches
         pulled_T, carried = [], []
         for index in reversed(range(len(z_T))):
@@ -165,7 +165,7 @@ class WanVae:
     ) -> tuple[Tensor, ...]:
         """The gradients of one latent frame and of the caches it was given, from those of what it gave."""
         z = z.detach().requires_grad_()
-        caches = [self._fetched(cache).detach().requires_grad_() for cache in caches]
+        caches = [cache.to(z.device, non_blocking=True).detach().requires_grad_() for cache in caches]
         height, width = z.shape[-2:]
         size = self.decoder.chunk_size(height, width, windows)
         sparing = size.graph * z.element_size() > self.graph_bytes
@@ -180,11 +180,9 @@ class WanVae:
     def _weight(self) -> Tensor:
         return self.network.post_quant_conv.weight
 
-    def _put_away(self, cache: Tensor) -> Tensor:
-        return cache.to("cpu", non_blocking=True) if self.caches_on_host else cache
-
-    def _fetched(self, cache: Tensor) -> Tensor:
-        return cache.to(self._weight.device, non_blocking=True)
+    @property
+    def _shelf(self) -> torch.device:
+        return torch.device("cpu") if self.caches_on_host else self._weight.device
 
     def _denormalised(self, latents_BCTHW: Tensor) -> Tensor:
         mean, std = statistics(self.channels, latents_BCTHW)
