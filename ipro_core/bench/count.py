@@ -4,6 +4,7 @@ The engine, the chain of steps and the decoder run as they would on a GPU, on te
 The blocks are identical, so a few of them are run and the figures are carried on in a straight line.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ..models.frozen import StoredWeight
 from ..models.memory import BlockStates, BlockWeights, Placement
 from ..models.vae import WanVae
-from ..models.wan import WanCondition, WanVideoModel
+from ..models.wan import WanVideoModel
 from ..models.wan_files import WanFile, load_transformer
 from ..models.wan_kinds import RELEASED, Storage, header
 from ..sampling.flow import shifted_sigmas
@@ -23,9 +24,9 @@ from ..sampling.gradient import reward_gradient
 from .counting import CountedMemory, Ledger, without_arithmetic
 from .work import Size, StandingFace, true_vae
 
+STREAMED = Placement("meta", resident=0, states_on_host=True)
 LAYERS = 3, 4
 """Blocks that are run; from three on each costs what the one before it does."""
-
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,16 @@ def count_update(
         placement: default: as little on the device as can be.
         settings: of `reward_gradient`.
     """
-    placement = placement or Placement("meta", resident=0, states_on_host=True)
+    placement = placement or STREAMED
     sigmas = shifted_sigmas(8, 5.0)[first_step:]
-    few, more = (_network(size, storage, placement, n, rank, sigmas, settings) for n in LAYERS)
+    few, more = (
+        count_network(
+            size, RELEASED[size.kind] | {"num_layers": n}, storage, placement, rank, sigmas, **settings
+        )
+        for n in LAYERS
+    )
     ahead = (RELEASED[size.kind]["num_layers"] - LAYERS[0]) / (LAYERS[1] - LAYERS[0])
-    whole = _Books(*(a + ahead * (b - a) for a, b in zip(few, more, strict=True)))
+    whole = Books(*(a + ahead * (b - a) for a, b in zip(few, more, strict=True)))
     codec = _codec(size)
     parts = (part / whole.forward for part in (whole.update, codec.decode, codec.pullback))
     return Count(
@@ -79,7 +85,7 @@ def count_update(
     )
 
 
-class _Books(NamedTuple):
+class Books(NamedTuple):
     """Arithmetic of a pass and of an update; bytes at rest between updates, and at most."""
 
     forward: float
@@ -90,19 +96,20 @@ class _Books(NamedTuple):
     host: float
 
 
-def _network(
+def count_network(
     size: Size,
+    config: dict[str, Any],
     storage: Storage,
     placement: Placement,
-    layers: int,
     rank: int,
     sigmas: Tensor,
-    settings: dict[str, Any],
-) -> _Books:
+    **settings: Any,
+) -> Books:
+    """The network's part of an update, in a network of that configuration (diffusers' arguments)."""
     ledger = Ledger()
     with without_arithmetic(), ledger:
         memory = CountedMemory(ledger)
-        file = header(RELEASED[size.kind] | {"num_layers": layers}, size.kind, storage, _empty)
+        file = header(config, size.kind, storage, _empty)
         network = load_transformer(_NumberlessFile(**vars(file)), "meta")
         model = WanVideoModel(
             network,
@@ -122,10 +129,10 @@ def _network(
             model.velocity(x, 0.5, condition)
         forward = ledger.flops
         ledger.restart()
-        rest = dict(ledger.now)
+        rest = Counter(ledger.now)
         reward_gradient(model, _no_codec(size), StandingFace.of(size), x, condition, sigmas, **settings)
         del moments, vae
-    return _Books(forward, ledger.flops, rest["meta"], ledger.peak["meta"], rest["host"], ledger.peak["host"])
+    return Books(forward, ledger.flops, rest["meta"], ledger.peak["meta"], rest["host"], ledger.peak["host"])
 
 
 class _CodecBooks(NamedTuple):
@@ -152,6 +159,18 @@ def _codec(size: Size) -> _CodecBooks:
         del value
         codec.pull_box(latents, gradient_BTCHW, score.box)
     return _CodecBooks(decode, ledger.flops - decode, ledger.peak["cpu"] - rest, ledger.peak["meta"])
+
+
+def pullback_peak(size: Size) -> int:
+    """Bytes on the device, at most, beside the video and its gradient while that is pulled back."""
+    with FakeTensorMode():
+        codec = _CountedVae(true_vae(size.kind))
+        latents = torch.empty(size.latents)
+        gradient_BTCHW = torch.empty(1, size.frames, 3, size.height, size.width)
+        with Ledger((latents, gradient_BTCHW)) as ledger:
+            before = ledger.now["cpu"]
+            codec.pull_box(latents, gradient_BTCHW, StandingFace.of(size).box)
+    return ledger.peak["cpu"] - before
 
 
 class _CountedVae(WanVae):

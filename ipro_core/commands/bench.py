@@ -43,10 +43,14 @@ def bench(options: argparse.Namespace) -> dict[str, Any]:
 def bench_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", choices=list(BENCHES), default="tiny", help="How large the networks are.")
     parser.add_argument(
-        "--count", action="store_true", help="Count A14B and TI2V-5B at true size, on tensors without numbers."
+        "--count",
+        action="store_true",
+        help="Count A14B and TI2V-5B at true size, on tensors without numbers.",
     )
     parser.add_argument(
-        "--device", default="cpu", help="cuda also runs random weights in the true shapes, under caps of memory."
+        "--device",
+        default="cpu",
+        help="cuda also runs random weights in the true shapes, under caps of memory.",
     )
 
 

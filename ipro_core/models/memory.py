@@ -191,9 +191,7 @@ class _Slot:
 class BlockStates:
     """What the backward pass needs of each block, kept where it is or on the host."""
 
-    def __init__(
-        self, placement: Placement, copies: Copies | None = None, memory: HostMemory | None = None
-    ):
+    def __init__(self, placement: Placement, copies: Copies | None = None, memory: HostMemory | None = None):
         device = torch.device(placement.device)
         self._device, self._copies = device, copies or Copies(device)
         self._memory = (memory or HostMemory(device)) if placement.states_on_host else None

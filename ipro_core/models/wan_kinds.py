@@ -73,9 +73,7 @@ def header(
     return WanFile(Path(f"{kind} {storage}"), kind, tensors, scales, {}, dtype, {}, heads)
 
 
-def _entry(
-    shape: tuple[int, ...], dtype: torch.dtype, names: dict[torch.dtype, str], make: Any
-) -> Entry:
+def _entry(shape: tuple[int, ...], dtype: torch.dtype, names: dict[torch.dtype, str], make: Any) -> Entry:
     def read() -> Tensor:
         assert make is not None, "this header has no file"
         return make(shape, dtype)
