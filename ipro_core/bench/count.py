@@ -145,7 +145,7 @@ class _CodecBooks(NamedTuple):
 
 
 def _codec(size: Size) -> _CodecBooks:
-    """Decoding a whole video and pulling a face's gradient back. Here "cpu" is the device, "meta" the host."""
+    """Decoding a video and pulling a face's gradient back. "cpu" is the device here, "meta" the host."""
     with FakeTensorMode(), Ledger() as ledger:
         codec = _CountedVae(true_vae(size.kind))
         score, latents = StandingFace.of(size), torch.empty(size.latents)

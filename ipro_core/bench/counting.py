@@ -101,8 +101,8 @@ _CPU_ATTENTION = {  # torch's own table knows CUDA's kernels only
 def without_arithmetic() -> Iterator[None]:
     """Within, tensors are made on torch's meta device: shapes and types, no numbers.
 
-    There torch has no attention kernels but plain mathematics; flash's, which has a shape there too, stands in
-    for what a GPU would choose.
+    There torch has no attention kernels but plain mathematics; flash's, which has a shape there too, stands
+    in for what a GPU would choose.
     """
 
     def flash(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> Tensor:

@@ -14,8 +14,8 @@ from .counting import Ledger
 @dataclass(frozen=True)
 class Cost:
     seconds: float | None
-    """The quickest of the runs: processor time on the CPU, which other programs do not lengthen; elapsed time on
-    a GPU. None: not timed."""
+    """The quickest of the runs: processor time on the CPU, which other programs hardly lengthen; elapsed time
+    on a GPU. None: not timed."""
     peak_bytes: int
     """The most that were alive at once beside what was there before."""
     flops: int

@@ -82,7 +82,7 @@ def rows(bench: Bench, device: torch.device) -> Iterator[Row]:
         for way, kl_through in WAYS:
             run = _Run(model, vae, size, device, way, kl_through)
             results[way, kl_through] = cost(run, device, bench.repeats), run.gradient
-        for (way, kl_through), (spent, gradient) in results.items():
+        for (way, kl_through), (spent, pulled) in results.items():
             plain = results["plain", kl_through][1]
             yield Row(
                 str(size),
@@ -92,7 +92,7 @@ def rows(bench: Bench, device: torch.device) -> Iterator[Row]:
                 spent.seconds,
                 spent.peak_bytes,
                 spent.flops / forward,
-                ((gradient - plain).norm() / plain.norm()).item(),
+                ((pulled - plain).norm() / plain.norm()).item(),
             )
 
 
@@ -170,7 +170,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def ratios(given: Sequence[Row]) -> dict[str, float]:
-    """The figures that are held against the goals, by size: ours over plain in time, over the reference in memory."""
+    """The figures that are held against the goals, by size."""
     figures = {}
     for size in dict.fromkeys(row.size for row in given):
         of = {(row.way, row.kl_through): row for row in given if row.size == size}

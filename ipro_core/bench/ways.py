@@ -55,9 +55,9 @@ def gradient(
             if torch.is_grad_enabled():
                 x_anchor = x.detach() if kl_through == "detached" else x
                 v_anchor = _velocity(model, x_anchor, sigma, condition) if kl_through == "detached" else v
-                with torch.set_grad_enabled(kl_through == "exact"):
-                    with model.adapters.only(model.adapters.frozen):
-                        v_ref = _velocity(model, x_anchor, sigma, condition)
+                frozen = model.adapters.frozen
+                with torch.set_grad_enabled(kl_through == "exact"), model.adapters.only(frozen):
+                    v_ref = _velocity(model, x_anchor, sigma, condition)
                 kl.append(kl_anchor(v_anchor, v_ref, sigma))
             x = x + (sigma_next - sigma) * v
     with torch.enable_grad():

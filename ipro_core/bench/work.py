@@ -117,7 +117,7 @@ def random_vae(kind: str, width: int) -> WanVae:
 
 
 def true_vae(kind: str) -> Any:
-    """The decoder's network in its true width, bfloat16; whoever makes it decides where and of what numbers."""
+    """The decoder's network in its true width, bfloat16."""
     network = _vae_network(kind, None)
     del network.encoder, network.quant_conv
     # Not network.to, which does not change the parameters of fake tensors in place.

@@ -1,6 +1,6 @@
 """What one update takes of device, host and time, worked out from shapes before anything is loaded.
 
-`plan_update` looks at every placement from all resident to all streamed and gives the fastest that fits; where
+`plan_update` looks at placements from all resident to all streamed and gives the fastest that fits; where
 none does it says which smaller video would. Its bytes are held against counts of the real code (`ipro bench
 --count`, tests); its seconds, and its bytes on a real GPU, have not been measured yet.
 """
@@ -22,8 +22,8 @@ from .wan_kinds import Storage, released_file
 _GROUP = 4
 """Frames of every latent frame but the first."""
 _BACKWARD_TENSORS = 18
-"""Tensors of the tokens' size (L, D) that are alive while a block's attention is differentiated: its input and
-result, the projections before and after rotation, their gradients, the cotangent on its way."""
+"""Tensors of the tokens' size (L, D) that are alive while a block's attention is differentiated: its input
+and result, the projections before and after rotation, their gradients, the cotangent on its way."""
 _FORK_TENSORS = 4
 """More of them at an anchored step, where a second cotangent waits and the first has been pulled."""
 _PIECE_BYTES = 5 * (64 << 20)
@@ -61,7 +61,7 @@ class Plan:
     tokens: int
     flops: float
     network_bytes: int
-    """Of `device_bytes`, `host_bytes` and `flops`, what the network takes; the decoder has its turn after it."""
+    """Of `device_bytes`, `host_bytes` and `flops`, what the network takes; the decoder has its own turn."""
     network_host_bytes: int
     network_flops: float
     measured: bool = False
@@ -204,8 +204,8 @@ def plan_update(
         )
         advice = f"{smaller} would fit" if smaller else "no smaller video fits either: choose a smaller model"
         raise ValueError(
-            f"{shape.name} at {width}x{height}, {frames} frames, takes {least.device_bytes / 1e9:.1f} GB of the "
-            f"device and {least.host_bytes / 1e9:.1f} GB of host memory at least, and there are "
+            f"{shape.name} at {width}x{height}, {frames} frames, takes {least.device_bytes / 1e9:.1f} GB of "
+            f"the device and {least.host_bytes / 1e9:.1f} GB of host memory at least, and there are "
             f"{device_bytes / 1e9:.1f} and {host_bytes / 1e9:.1f}: {advice}."
         )
     return plan
@@ -267,7 +267,7 @@ def planned(
     backward = linear + 2.5 * attention
     network = passes.forward * forward + passes.again * linear + passes.backward * backward
     flops = network + _codec_flops(shape, width, height, frames)
-    # A pass brings the streamed blocks while it works; what arrives later than the work is done is waited for.
+    # A pass brings the streamed blocks while it works; it waits for what arrives later.
     visits = passes.forward + passes.again
     copied = visits * held + (2 * passes.again * states if placement.states_on_host else 0)
     seconds = max(flops / rate.flops, copied / rate.copies)
@@ -344,8 +344,8 @@ def _decoder(is_5b: bool) -> tuple[CausalDecoder, int, int]:
 
 @cache
 def _codec_bytes(is_5b: bool, width: int, height: int, frames: int) -> _CodecBytes:
-    """In bfloat16: decoding the whole picture is the most that it takes, with the caches of a latent frame and
-    of the next; a face's gradient takes less of the picture."""
+    """In bfloat16: decoding the whole picture is the most that it takes, with a latent frame's caches and the
+    next one's; a face's gradient takes less of the picture."""
     decoder, numbers, channels = _decoder(is_5b)
     scale, itemsize = decoder.scale, 2
     h, w, count = height // scale, width // scale, (frames - 1) // _GROUP + 1
