@@ -4,13 +4,18 @@ TORCH := torch==2.13.0
 # Threads that wait without spinning: on a busy machine the networks here are ten times faster for it.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test check clean
+.PHONY: demo test check bench clean
 
 demo: .venv/demo
 	.venv/bin/ipro demo
 
 test: .venv/test
 	.venv/bin/python -m pytest -q
+
+bench: .venv/demo
+	.venv/bin/ipro bench
+	.venv/bin/ipro bench --size moderate
+	.venv/bin/ipro bench --count
 
 check: .venv/test
 	.venv/bin/ruff format --check .

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from toys import ToyCodec, draw, toy_score
 
+from ipro_core.models import attention, wan_network
 from ipro_core.models.frozen import FrozenLinear, StoredWeight
 from ipro_core.models.lora import LowRank
 from ipro_core.models.memory import BlockStates, BlockWeights, Copies, HostMemory, Placement
@@ -376,6 +377,17 @@ def test_resident_blocks_are_spread_and_the_rest_is_streamed():
     assert BlockWeights(made.blocks, Placement(resident=9))._streamed == []
 
 
+def test_layers_that_work_on_pieces_give_what_they_give_whole(monkeypatch):
+    given, results = condition("I2V-A14B"), []
+    for pieces in (1 << 24, 2 * 32 * 5):  # 5 of 12 tokens of 32 channels, for a batch of 2
+        monkeypatch.setattr(wan_network, "_PIECE", pieces)
+        monkeypatch.setattr(attention, "_NUMBERS", pieces)  # all heads; one head at a time
+        wan = model()
+        results.append(gradients(lambda x, wan=wan: wan.velocity(x, SIGMA, given), wan, X))
+    for whole, pieces in zip(*results, strict=True):
+        assert distance(pieces, whole) <= 1e-6
+
+
 def test_host_memory_is_lent_again_once_its_last_view_is_gone():
     memory = HostMemory(torch.device("cpu"))
     first = memory.empty((3, 5), torch.bfloat16)
@@ -384,7 +396,9 @@ def test_host_memory_is_lent_again_once_its_last_view_is_gone():
     assert memory.empty((3, 5), torch.bfloat16).data_ptr() != address
     del view
     assert memory.empty((15,), torch.bfloat16).data_ptr() == address
-    assert memory.empty((2, 3), torch.float32).shape == (2, 3) and list(memory._free) == [24]
+    assert memory.empty((2, 3), torch.float32).shape == (2, 3) and list(memory._free) == [30, 24]
+    memory.empty((1,), torch.float32)  # a third size: the oldest is given back
+    assert list(memory._free) == [24, 4]
 
 
 def test_frozen_adapters_travel_with_their_block():
@@ -435,9 +449,9 @@ def test_what_autograd_keeps_is_the_block_inputs_and_flat_in_depth_without_them(
     plain = [peak(depth, BlockStates(Placement())) for depth in (2, 4, 8)]
     apart = [peak(depth, Counting(Placement())) for depth in (2, 4, 8)]
     # 24 tokens of 32 channels in float32 are 3072 bytes; a block keeps two such states, and a log-sum-exp of
-    # 24 tokens and 2 heads, 192 bytes. A key is 8 bytes.
+    # 24 tokens and 2 heads, 192 bytes. A key is 8 bytes, and stands for each of the three.
     assert plain[1] - plain[0] == 2 * (2 * 3072 + 192) and plain[2] - plain[1] == 4 * (2 * 3072 + 192)
-    assert apart[1] - apart[0] == 2 * (2 * 8 + 192) and apart[2] - apart[1] == 4 * (2 * 8 + 192)
+    assert apart[1] - apart[0] == 2 * (3 * 8) and apart[2] - apart[1] == 4 * (3 * 8)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from . import demo, evaluate, pools, sample, train
+from . import bench, demo, evaluate, pools, sample, train
 
 
 class Command(NamedTuple):
@@ -20,5 +20,6 @@ COMMANDS = {
     "sample": Command(sample.sample, sample.sample_arguments),
     "train": Command(train.train, train.train_arguments),
     "evaluate": Command(evaluate.evaluate, evaluate.evaluate_arguments),
+    "bench": Command(bench.bench, bench.bench_arguments),
     "export": Command(train.export, train.export_arguments),
 }

@@ -16,6 +16,8 @@ aten = torch.ops.aten
 
 # What torch's own choice of a kernel means (torch.nn.attention.SDPBackend).
 _FLASH, _EFFICIENT, _CUDNN = 1, 2, 3
+_NUMBERS = 1 << 26
+"""Of q whose gradient is taken at a time: 256 MB in float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +80,15 @@ class _Kept(torch.autograd.Function):
         heads = (q.shape[2], -1)
         gradient, out = (tensor.unflatten(2, heads).transpose(1, 2) for tensor in (gradient_BLD, out_BLD))
         q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
-        gradients = _backward(gradient, q, k, v, out, lse, ctx.rest)
-        return *(tensor.transpose(1, 2) for tensor in gradients), None
+        pulled = [torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3]]
+        # CUDA's kernel has a gradient of q in float32 beside the one that it returns: some heads at a time.
+        step = max(1, _NUMBERS * q.shape[1] // q.numel())
+        for first in range(0, q.shape[1], step):
+            heads = slice(first, first + step)
+            parts = (tensor[:, heads] for tensor in (gradient, q, k, v, out, lse))
+            for target_BLHD, part in zip(pulled, _backward(*parts, ctx.rest), strict=True):
+                target_BLHD[:, :, heads] = part.transpose(1, 2)
+        return *pulled, None
 
 
 def _backward(gradient, q, k, v, out, lse, rest) -> tuple[Tensor, Tensor, Tensor]:

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 _log = logging.getLogger("ipro")
 _ALIGNMENT = 256
+_SIZES = 2
+"""Of states: tokens of all channels, and a number for each token and head."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,9 @@ class HostMemory:
         """A tensor of any content."""
         size = max(1, torch.Size(shape).numel()) * dtype.itemsize
         if size not in self._free:
-            self._free = {size: []}  # videos have another size now
+            for old in list(self._free)[: 1 - _SIZES]:  # videos have another size now
+                del self._free[old]
+            self._free[size] = []
         free = self._free[size]
         memory = free.pop() if free else self._new(size)
         lent = memory[:]  # torch keeps this array as long as the tensor's storage lives
@@ -102,7 +106,13 @@ class HostMemory:
 class BlockWeights:
     """The weights of a stack of blocks, on the device when a block's turn comes."""
 
-    def __init__(self, blocks: Sequence[nn.Module], placement: Placement, copies: Copies | None = None):
+    def __init__(
+        self,
+        blocks: Sequence[nn.Module],
+        placement: Placement,
+        copies: Copies | None = None,
+        memory: HostMemory | None = None,
+    ):
         self.blocks = blocks
         self.device = torch.device(placement.device)
         self.loads = 0
@@ -113,7 +123,7 @@ class BlockWeights:
         # i is streamed where i · streamed / count passes a whole number: evenly spread.
         self._streamed = [i for i in range(count) if (i + 1) * streamed // count > i * streamed // count]
         self._copies = copies or Copies(self.device)
-        self._memory = HostMemory(self.device)
+        self._memory = memory or HostMemory(self.device)
         self._host: dict[int, tuple[Tensor, list[tuple[Tensor, Tensor]]]] = {}
         self._slots: list[_Slot] = []
         for index, block in enumerate(blocks):
@@ -186,10 +196,10 @@ class _Slot:
 class BlockStates:
     """What the backward pass needs of each block, kept where it is or on the host."""
 
-    def __init__(self, placement: Placement, copies: Copies | None = None):
+    def __init__(self, placement: Placement, copies: Copies | None = None, memory: HostMemory | None = None):
         device = torch.device(placement.device)
         self._device, self._copies = device, copies or Copies(device)
-        self._memory = HostMemory(device) if placement.states_on_host else None
+        self._memory = (memory or HostMemory(device)) if placement.states_on_host else None
         self._leaving: deque[tuple[Callable[[], None], Tensor]] = deque()
 
     def keep(self, state: Tensor) -> Tensor:
@@ -198,7 +208,7 @@ class BlockStates:
             return state
         kept = self._memory.empty(state.shape, state.dtype)
         self._leaving.append((self._copies.begin(kept, state), state))
-        self._settle(4)  # else a program ahead of its device would hold the states of all blocks
+        self._settle(6)  # else a program ahead of its device would hold the states of all blocks
         return kept
 
     def travel(self, kept: Sequence[Sequence[Tensor]]) -> Iterator[list[Tensor]]:

@@ -42,6 +42,18 @@ class Kept:
     x_BLD: Tensor
     attended: Attended
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What waits where `BlockStates` has it."""
+        lse = self.attended.lse
+        return [self.x_BLD, self.attended.out_BLD, *([] if lse is None else [lse])]
+
+    def arrived(self, tensors: list[Tensor]) -> "Kept":
+        """The same with its tensors taken from the front of a list of those that came back."""
+        x_BLD, out_BLD = tensors.pop(0).detach(), tensors.pop(0)
+        lse = None if self.attended.lse is None else tensors.pop(0)
+        return Kept(x_BLD, replace(self.attended, out_BLD=out_BLD, lse=lse))
+
 
 class BlockStack:
     """The blocks of one network, and how they are run."""
@@ -88,8 +100,10 @@ class BlockStack:
                     attended = attend(*self.segments.queries(block, out[j], lane.side))
                     x_BLD = self.segments.after_self_attention(block, out[j], lane.side, attended.out_BLD)
                     if wanted[j]:
-                        attended = replace(attended, out_BLD=self.states.keep(attended.out_BLD))
-                        left.append(Kept(self.states.keep(out[j]), attended))
+                        keep = self.states.keep
+                        lse = None if attended.lse is None else keep(attended.lse)
+                        attended = replace(attended, out_BLD=keep(attended.out_BLD), lse=lse)
+                        left.append(Kept(keep(out[j]), attended))
                     x_BLD = self.segments.cross_attention(block, x_BLD, lane.side)
                     out[j] = self._feed_forward(block, x_BLD, lane.side.modulation_BF6D)
                 self.visits["forward"] += 1
@@ -113,13 +127,11 @@ class BlockStack:
         """
         pulled: list[list[Any]] = [list(given) for given in cotangents]
         order = range(len(kept))[::-1]
-        states = self.states.travel(
-            [[t for left in kept[i] for t in (left.x_BLD, left.attended.out_BLD)] for i in order]
-        )
+        states = self.states.travel([[t for left in kept[i] for t in left.tensors] for i in order])
         for (index, block), arrived in zip(self.weights.travel(order), states, strict=True):
             for j, lane in enumerate(lanes):
-                x_BLD = arrived[2 * j].detach().requires_grad_(index > 0 or through_x[j])
-                attended = replace(kept[index][j].attended, out_BLD=arrived[2 * j + 1])
+                left = kept[index][j].arrived(arrived)
+                x_BLD, attended = left.x_BLD.requires_grad_(index > 0 or through_x[j]), left.attended
                 with self.adapters.only(lane.adapters):
                     pulled[j] = self._pull_block(block, x_BLD, lane.side, attended, pulled[j])
                 self.visits["again"] += 1
@@ -130,15 +142,15 @@ class BlockStack:
         self, block: Any, x_BLD: Tensor, side: Side, attended: Attended, cotangents: list[Tensor]
     ) -> list[Any]:
         segments = self.segments
-        with torch.no_grad():
-            middle_BLD = segments.after_self_attention(block, x_BLD, side, attended.out_BLD)
-        middle_BLD.requires_grad_()
+        attended_BLD = attended.out_BLD.detach().requires_grad_()
+        first_BLD = segments.after_self_attention(block, x_BLD, side, attended_BLD)
+        middle_BLD = first_BLD.detach().requires_grad_()
         crossed_BLD = segments.cross_attention(block, middle_BLD, side)
         cotangents = self._pull_feed_forward(block, crossed_BLD.detach(), side.modulation_BF6D, cotangents)
         cotangents = _pull(crossed_BLD, middle_BLD, cotangents)
         del crossed_BLD, middle_BLD
         again_BLD = attend_again(*segments.queries(block, x_BLD, side), attended)
-        return _pull(segments.after_self_attention(block, x_BLD, side, again_BLD), x_BLD, cotangents)
+        return _pull(first_BLD, x_BLD, cotangents, (attended_BLD, again_BLD))
 
     def _feed_forward(self, block: Any, x_BLD: Tensor, modulation_BF6D: Tensor) -> Tensor:
         if x_BLD.shape[1] <= self.ffn_tokens:
@@ -163,12 +175,24 @@ class BlockStack:
         return pulled
 
 
-def _pull(y: Tensor, x: Tensor, cotangents: Sequence[Tensor]) -> list[Any]:
-    """Each cotangent through the graph from x to y; adapters and side inputs gather theirs in `.grad`."""
+def _pull(
+    y: Tensor, x: Tensor, cotangents: list[Tensor], through: tuple[Tensor, Tensor] | None = None
+) -> list[Any]:
+    """Each cotangent through the graph from x to y; adapters and side inputs gather theirs in `.grad`.
+
+    The cotangents are taken from their list, so that each is gone before the next is pulled.
+
+    through: a leaf of y's graph, and the same as a function of x, whose graph is gone through afterwards.
+    """
     pulled: list[Tensor | None] = []
-    for number, cotangent in enumerate(cotangents, 1):
+    while cotangents:
+        cotangent, again = cotangents.pop(0), len(cotangents) > 0
         if y.requires_grad:  # the first block has nothing to give where neither tokens nor adapters want it
-            torch.autograd.backward(y, cotangent, retain_graph=number < len(cotangents))
+            torch.autograd.backward(y, cotangent, retain_graph=again)
+        del cotangent
+        if through is not None and through[1].requires_grad:
+            torch.autograd.backward(through[1], through[0].grad, retain_graph=again)
+            through[0].grad = None
         pulled.append(x.grad)
         x.grad = None
     return pulled

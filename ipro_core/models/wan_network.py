@@ -4,6 +4,10 @@ The arithmetic and the modules are diffusers'; what is ours is where one may sto
 the time step is given for each latent frame (TI2V-5B), where diffusers wants it for each token: its
 modulation then costs 94 bytes per token and channel, here next to nothing.
 
+What looks at each token alone and is no matrix product (norms, modulation, rotation, gates) is computed in
+float32, some tokens at a time, and keeps nothing for its gradient but its input: whole and in float32 these
+layers would take three times the memory of all the rest.
+
 Shapes: L tokens, D channels, F groups of tokens that share a time step: 1, or the number of latent frames.
 """
 
@@ -14,7 +18,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
+
+_PIECE = 1 << 24
+"""Numbers that a layer without products works on at a time: 64 MB in float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +70,16 @@ def queries(block: Any, x_BLD: Tensor, side: Side) -> tuple[Tensor, Tensor, Tens
     attention, heads = block.attn1, (block.attn1.heads, -1)
     shift, scale, *_ = _rows(block, side.modulation_BF6D)
     y_BLD = _modulated(block.norm1, x_BLD, shift, scale)
-    q_BLHD = _rotated(attention.norm_q(attention.to_q(y_BLD)).unflatten(2, heads), side.rotary)
-    k_BLHD = _rotated(attention.norm_k(attention.to_k(y_BLD)).unflatten(2, heads), side.rotary)
+
+    def rotated(norm: Any, y_BLD: Tensor) -> Tensor:
+        def turn(y_BLD: Tensor, tokens: slice) -> Tensor:
+            rotary = side.rotary[0][:, tokens], side.rotary[1][:, tokens]
+            return _rotated(norm.forward(y_BLD).unflatten(2, heads), rotary).flatten(2)
+
+        return _by_pieces(turn, y_BLD).unflatten(2, heads)
+
+    q_BLHD = rotated(attention.norm_q, attention.to_q(y_BLD))
+    k_BLHD = rotated(attention.norm_k, attention.to_k(y_BLD))
     return q_BLHD, k_BLHD, attention.to_v(y_BLD).unflatten(2, heads)
 
 
@@ -76,7 +92,8 @@ def after_self_attention(block: Any, x_BLD: Tensor, side: Side, attended_BLD: Te
 def cross_attention(block: Any, x_BLD: Tensor, side: Side) -> Tensor:
     """The tokens after the second segment."""
     attention, heads = block.attn2, (block.attn2.heads, -1)
-    q_BLD = attention.norm_q(attention.to_q(block.norm2(x_BLD.float()).type_as(x_BLD)))
+    y_BLD = _by_pieces(lambda x, _: block.norm2.forward(x.float()).type_as(x), x_BLD)
+    q_BLD = _by_pieces(lambda y, _: attention.norm_q.forward(y), attention.to_q(y_BLD))
 
     def read(k_BSD: Tensor, v_BSD: Tensor) -> Tensor:
         q, k, v = (tensor.unflatten(2, heads).transpose(1, 2) for tensor in (q_BLD, k_BSD, v_BSD))
@@ -147,13 +164,90 @@ def _rows(block: Any, modulation_BF6D: Tensor) -> tuple[Tensor, ...]:
 
 
 def _modulated(norm: Any, x_BLD: Tensor, shift_BFD: Tensor, scale_BFD: Tensor) -> Tensor:
-    y = norm(x_BLD.float()).unflatten(1, (shift_BFD.shape[1], -1))
-    return (y * (1 + scale_BFD.unsqueeze(2)) + shift_BFD.unsqueeze(2)).flatten(1, 2).type_as(x_BLD)
+    def modulate(x_BLD: Tensor, _: slice, shift_BFD: Tensor, scale_BFD: Tensor) -> Tensor:
+        y = norm.forward(x_BLD.float()).unflatten(1, (shift_BFD.shape[1], -1))
+        return (y * (1 + scale_BFD.unsqueeze(2)) + shift_BFD.unsqueeze(2)).flatten(1, 2).type_as(x_BLD)
+
+    return _by_pieces(modulate, x_BLD, shift_BFD, scale_BFD)
+
+
+def _by_pieces(function: Callable[..., Tensor], x_BLD: Tensor, *rows_BFD: Tensor) -> Tensor:
+    """function(x, tokens, *rows) for pieces of the tokens, of which it looks at each alone."""
+    return _Pieces.apply(function, x_BLD, *rows_BFD)  # type: ignore[no-any-return]
+
+
+class _Pieces(torch.autograd.Function):
+    """Keeps x and the rows; each piece is computed again for its gradient."""
+
+    @staticmethod
+    def forward(ctx, function: Callable[..., Tensor], x_BLD: Tensor, *rows_BFD: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.function = function
+        ctx.save_for_backward(x_BLD, *rows_BFD)
+        y_BLD = torch.empty_like(x_BLD)
+        for tokens, groups in _pieces(x_BLD, rows_BFD):
+            y_BLD[:, tokens] = function(x_BLD[:, tokens], tokens, *(rows[:, groups] for rows in rows_BFD))
+        return y_BLD
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient_BLD: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        x_BLD, *given = ctx.saved_tensors
+        needs = ctx.needs_input_grad[2:]
+        rows_BFD = [rows.detach().requires_grad_(need) for rows, need in zip(given, needs, strict=True)]
+        pulled_BLD = torch.empty_like(x_BLD)
+        for tokens, groups in _pieces(x_BLD, rows_BFD):
+            with torch.enable_grad():
+                x = x_BLD[:, tokens].detach().requires_grad_()
+                y = ctx.function(x, tokens, *(rows[:, groups] for rows in rows_BFD))
+            torch.autograd.backward(y, gradient_BLD[:, tokens])  # the rows gather theirs over the pieces
+            pulled_BLD[:, tokens] = x.grad
+        return None, pulled_BLD, *(rows.grad for rows in rows_BFD)
+
+
+def _pieces(x_BLD: Tensor, rows_BFD: Sequence[Tensor]) -> Iterator[tuple[slice, slice]]:
+    batch, tokens, channels = x_BLD.shape
+    groups = rows_BFD[0].shape[1] if rows_BFD else 1
+    return token_pieces(tokens, groups, max(1, _PIECE // (batch * channels)))
+
+
+class _Gated(torch.autograd.Function):
+    """x + change · gate; the sum and the product in float32."""
+
+    @staticmethod
+    def forward(ctx, x_BLD: Tensor, change_BLD: Tensor, gate_BFD: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        kept = change_BLD if ctx.needs_input_grad[2] else change_BLD.new_empty(0)
+        ctx.save_for_backward(kept, gate_BFD)
+        ctx.dtype = change_BLD.dtype
+        y_BLD = torch.empty_like(x_BLD)
+        for tokens, groups in _pieces(x_BLD, [gate_BFD]):
+            change = _times(change_BLD[:, tokens], gate_BFD[:, groups])
+            y_BLD[:, tokens] = x_BLD[:, tokens].float() + change
+        return y_BLD
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient_BLD: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        change_BLD, gate_BFD = ctx.saved_tensors
+        to_change_BLD = torch.empty_like(gradient_BLD, dtype=ctx.dtype)
+        to_gate_BFD = torch.zeros_like(gate_BFD) if ctx.needs_input_grad[2] else None
+        for tokens, groups in _pieces(gradient_BLD, [gate_BFD]):
+            gradient = gradient_BLD[:, tokens].to(torch.promote_types(ctx.dtype, gate_BFD.dtype))
+            to_change_BLD[:, tokens] = _times(gradient, gate_BFD[:, groups])
+            if to_gate_BFD is not None:
+                product = (gradient * change_BLD[:, tokens]).unflatten(1, (gate_BFD[:, groups].shape[1], -1))
+                to_gate_BFD[:, groups] += product.sum(dim=2)
+        # x is rounded to float32 on its way, as diffusers has it; so is its gradient, in float64 too.
+        wide = gradient_BLD.dtype == torch.float64
+        to_x_BLD = gradient_BLD.float().double() if wide else gradient_BLD
+        return to_x_BLD, to_change_BLD, to_gate_BFD
 
 
 def _gated(x_BLD: Tensor, change_BLD: Tensor, gate_BFD: Tensor) -> Tensor:
-    change = change_BLD.unflatten(1, (gate_BFD.shape[1], -1)) * gate_BFD.unsqueeze(2)
-    return (x_BLD.float() + change.flatten(1, 2)).type_as(x_BLD)
+    return _Gated.apply(x_BLD, change_BLD, gate_BFD)  # type: ignore[no-any-return]
+
+
+def _times(x_BLD: Tensor, gate_BFD: Tensor) -> Tensor:
+    return (x_BLD.unflatten(1, (gate_BFD.shape[1], -1)) * gate_BFD.unsqueeze(2)).flatten(1, 2)
 
 
 def _projected(attention: Any, y_BLD: Tensor) -> Tensor:

@@ -1,0 +1,214 @@
+"""One update of a released model at true size, counted from the code as it is, without its numbers.
+
+The engine, the chain of steps and the decoder run as they would on a GPU, on tensors that have shapes only.
+The blocks are identical, so a few of them are run and the figures are carried on in a straight line.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ..models.frozen import StoredWeight
+from ..models.memory import BlockStates, BlockWeights, Placement
+from ..models.vae import WanVae
+from ..models.wan import WanVideoModel
+from ..models.wan_files import WanFile, load_transformer
+from ..models.wan_kinds import RELEASED, Storage, header
+from ..sampling.flow import shifted_sigmas
+from ..sampling.gradient import reward_gradient
+from .counting import CountedMemory, Ledger, without_arithmetic
+from .work import Size, StandingFace, true_vae
+
+STREAMED = Placement("meta", resident=0, states_on_host=True)
+LAYERS = 3, 4
+"""Blocks that are run; from three on each costs what the one before it does."""
+
+
+@dataclass(frozen=True)
+class Count:
+    """One update of one video, the optimiser's moments at rest beside it. Its arithmetic is in forward passes
+    of the network."""
+
+    tokens: int
+    forward_flops: float
+    """Of one pass of the network."""
+    update: float
+    """The network's share of the update."""
+    decode: float
+    """Of the whole video."""
+    pullback: float
+    """The reward's gradient through the decoder."""
+    device_bytes: float
+    """The peak."""
+    host_bytes: float
+
+
+def count_update(
+    size: Size,
+    storage: Storage,
+    placement: Placement | None = None,
+    *,
+    rank: int = 32,
+    first_step: int = 3,
+    **settings: Any,
+) -> Count:
+    """Eight steps, of which those before `first_step` were made before.
+
+    Args:
+        placement: default: as little on the device as can be.
+        settings: of `reward_gradient`.
+    """
+    placement = placement or STREAMED
+    sigmas = shifted_sigmas(8, 5.0)[first_step:]
+    few, more = (
+        count_network(
+            size, RELEASED[size.kind] | {"num_layers": n}, storage, placement, rank, sigmas, **settings
+        )
+        for n in LAYERS
+    )
+    ahead = (RELEASED[size.kind]["num_layers"] - LAYERS[0]) / (LAYERS[1] - LAYERS[0])
+    whole = Books(*(a + ahead * (b - a) for a, b in zip(few, more, strict=True)))
+    codec = _codec(size)
+    parts = (part / whole.forward for part in (whole.update, codec.decode, codec.pullback))
+    return Count(
+        size.tokens,
+        whole.forward,
+        *parts,
+        # Decoder and blocks take turns; what rests on the device and the host does so beneath both.
+        device_bytes=whole.device_rest + max(whole.device - whole.device_rest, codec.device),
+        host_bytes=whole.host_rest + max(whole.host - whole.host_rest, codec.host),
+    )
+
+
+class Books(NamedTuple):
+    """Arithmetic of a pass and of an update; bytes at rest between updates, and at most."""
+
+    forward: float
+    update: float
+    device_rest: float
+    device: float
+    host_rest: float
+    host: float
+
+
+def count_network(
+    size: Size,
+    config: dict[str, Any],
+    storage: Storage,
+    placement: Placement,
+    rank: int,
+    sigmas: Tensor,
+    **settings: Any,
+) -> Books:
+    """The network's part of an update, in a network of that configuration (diffusers' arguments)."""
+    ledger = Ledger()
+    with without_arithmetic(), ledger:
+        memory = CountedMemory(ledger)
+        file = header(config, size.kind, storage, _empty)
+        network = load_transformer(_NumberlessFile(**vars(file)), "meta")
+        model = WanVideoModel(
+            network,
+            Path(str(size)),
+            placement,
+            weights=BlockWeights(network.blocks, placement, memory=memory),
+            states=BlockStates(placement, memory=memory),
+        )
+        model.new_adapter(rank)
+        for parameter in model.adapter_parameters().values():
+            parameter.grad = torch.empty_like(parameter)
+        vae = true_vae(size.kind)
+        moments = [torch.empty_like(p) for p in model.adapter_parameters().values() for _ in range(2)]
+        condition, x = size.condition(), torch.empty(size.latents)
+        ledger.restart()
+        with torch.no_grad():
+            model.velocity(x, 0.5, condition)
+        forward = ledger.flops
+        ledger.restart()
+        rest = Counter(ledger.now)
+        reward_gradient(model, _no_codec(size), StandingFace.of(size), x, condition, sigmas, **settings)
+        del moments, vae
+    return Books(forward, ledger.flops, rest["meta"], ledger.peak["meta"], rest["host"], ledger.peak["host"])
+
+
+class _CodecBooks(NamedTuple):
+    """Arithmetic; bytes beside what rests."""
+
+    decode: float
+    pullback: float
+    device: float
+    host: float
+
+
+def _codec(size: Size) -> _CodecBooks:
+    """Decoding a video and pulling a face's gradient back. "cpu" is the device here, "meta" the host."""
+    with FakeTensorMode(), Ledger() as ledger:
+        codec = _CountedVae(true_vae(size.kind))
+        score, latents = StandingFace.of(size), torch.empty(size.latents)
+        rest = ledger.now["cpu"]
+        ledger.restart()
+        frames_BTCHW = codec.decode(latents).requires_grad_()
+        decode = ledger.flops
+        with torch.enable_grad():
+            value = score(frames_BTCHW[0]).value
+        (gradient_BTCHW,) = torch.autograd.grad(value, frames_BTCHW)
+        del value
+        codec.pull_box(latents, gradient_BTCHW, score.box)
+    return _CodecBooks(decode, ledger.flops - decode, ledger.peak["cpu"] - rest, ledger.peak["meta"])
+
+
+def pullback_peak(size: Size) -> int:
+    """Bytes on the device, at most, beside the video and its gradient while that is pulled back."""
+    with FakeTensorMode():
+        codec = _CountedVae(true_vae(size.kind))
+        latents = torch.empty(size.latents)
+        gradient_BTCHW = torch.empty(1, size.frames, 3, size.height, size.width)
+        with Ledger((latents, gradient_BTCHW)) as ledger:
+            before = ledger.now["cpu"]
+            codec.pull_box(latents, gradient_BTCHW, StandingFace.of(size).box)
+    return ledger.peak["cpu"] - before
+
+
+class _CountedVae(WanVae):
+    """What waits at the borders between latent frames is told apart by its device."""
+
+    @property
+    def _shelf(self) -> torch.device:
+        return torch.device("meta")
+
+
+def _no_codec(size: Size) -> Any:
+    """Frames of nothing: the decoder is counted apart."""
+
+    class Codec:
+        def decode(self, latents_BCTHW: Tensor) -> Tensor:
+            return torch.empty(()).expand(1, size.frames, 3, size.height, size.width)
+
+        def pullback(self, latents_BCTHW: Tensor, gradient_BTCHW: Tensor) -> Tensor:
+            return torch.empty_like(latents_BCTHW)
+
+    return Codec()
+
+
+class _NumberlessFile(WanFile):
+    """A header whose weights are never looked at."""
+
+    def weight(self, name: str) -> StoredWeight:
+        weight = super().weight(name)
+        return _Numberless(weight.stored, weight.scale, weight.gguf_type, weight.rotated)
+
+
+class _Numberless(StoredWeight):
+    def is_finite(self) -> bool:
+        return True
+
+    def to(self, device: torch.device | str) -> StoredWeight:
+        return self
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype)

@@ -1,0 +1,50 @@
+"""One piece of work run for its time, its peak memory and its arithmetic; on the CPU and on a CUDA device."""
+
+import gc
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .counting import Ledger
+
+
+@dataclass(frozen=True)
+class Cost:
+    seconds: float | None
+    """The quickest of the runs: processor time on the CPU, which other programs hardly lengthen; elapsed time
+    on a GPU. None: not timed."""
+    peak_bytes: int
+    """The most that were alive at once beside what was there before."""
+    flops: int
+
+
+def cost(work: Callable[[], Any], device: torch.device, repeats: int = 2) -> Cost:
+    """Of the work, which is run `repeats` times for its time, and once more where its memory is counted."""
+    seconds = min((_timed(work, device) for _ in range(repeats)), default=None)
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+    ledger = Ledger()
+    with ledger:
+        work()
+    peak = ledger.peak[device.type]
+    if device.type == "cuda":  # what the kernels take for themselves counts there too
+        torch.cuda.synchronize(device)
+        peak = torch.cuda.max_memory_allocated(device) - before
+    return Cost(seconds, peak, ledger.flops)
+
+
+def _timed(work: Callable[[], Any], device: torch.device) -> float:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
+    began = clock()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return clock() - began
