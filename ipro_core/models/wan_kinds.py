@@ -58,7 +58,7 @@ def header(
     from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
     with torch.device("meta"):
-        network = WanTransformer3DModel(**config)
+        network: Any = WanTransformer3DModel(**config)
     names = {t: name for name, t in (FLOATS | ROUNDED).items()}
     rounded = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}.get(storage, dtype)
     tensors, scales = {}, {}
