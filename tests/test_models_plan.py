@@ -5,7 +5,8 @@ import pytest
 from ipro_core.bench.count import STREAMED, count_network
 from ipro_core.bench.work import Size
 from ipro_core.models.memory import Placement
-from ipro_core.models.plan import Passes, Rate, Shape, plan_update, planned
+from ipro_core.models.plan import Passes, Shape, plan_update, planned
+from ipro_core.models.rate import Rate
 from ipro_core.models.wan_kinds import RELEASED, header, released_file
 from ipro_core.sampling.flow import shifted_sigmas
 
@@ -26,7 +27,7 @@ def small(kind: str, heads: int, layers: int) -> dict:
     [
         ("I2V-A14B", 8, 4, "bf16", STREAMED, [0, 1]),
         ("I2V-A14B", 12, 3, "fp8", STREAMED, []),
-        ("T2V-1.3B", 6, 5, "bf16", Placement("meta", None, False), [1]),
+        ("T2V-1.3B", 6, 5, "bf16", Placement("meta", None, False), [0, 1]),
         ("TI2V-5B", 8, 4, "int8", Placement("meta", 2, True), [0, 1]),
     ],
 )

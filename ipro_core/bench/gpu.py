@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.plan import Plan, Rate, measured_rate, plan_update
+from ..models.plan import Plan, plan_update
+from ..models.rate import Rate, measured_rate
 from ..models.vae import WanVae
 from ..models.wan import WanVideoModel
 from ..models.wan_files import load_transformer
@@ -57,11 +58,10 @@ def _one(size: Size, plan: Plan, rate: Rate, device: torch.device) -> dict[str, 
     network = load_transformer(file, "cpu" if plan.placement.resident is not None else device)
     model = WanVideoModel(network, file.path, plan.placement)
     model.new_adapter()
-    network = true_vae(size.kind).to(device)
-    codec = WanVae(network, graph_bytes=plan.graph_bytes)
-    on_device = {"device": device}
-    condition = size.condition(4096, lambda *shape: torch.randn(shape, generator=generator, **on_device))
-    x = torch.randn(size.latents, generator=generator, device=device)
+    codec = WanVae(true_vae(size.kind).to(device), graph_bytes=plan.graph_bytes)
+    options: Any = {"generator": generator, "device": device}
+    condition = size.condition(4096, lambda *shape: torch.randn(shape, **options))
+    x = torch.randn(size.latents, **options)
 
     def update() -> None:
         sigmas = shifted_sigmas(8, 5.0)[3:]

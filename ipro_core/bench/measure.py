@@ -25,6 +25,7 @@ def cost(work: Callable[[], Any], device: torch.device, repeats: int = 2) -> Cos
     """Of the work, which is run `repeats` times for its time, and once more where its memory is counted."""
     seconds = min((_timed(work, device) for _ in range(repeats)), default=None)
     gc.collect()
+    before = 0
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)

@@ -49,9 +49,9 @@ BENCHES = {
         repeats=3,
     ),
     "moderate": Bench(
-        (Size("I2V-A14B", 208, 160, 9),),
+        (Size("I2V-A14B", 208, 160, 33),),
         Width(heads=4, head_dim=64, ffn=1024, layers=16, decoder=8),
-        repeats=2,
+        repeats=1,
     ),
 }
 
@@ -111,7 +111,8 @@ class _Run:
         steps: int = 8,
         first_step: int = 3,
     ) -> None:
-        self.model, self.vae, self.size, self.way = model, vae, size, way
+        self.model, self.vae, self.size = model, vae, size
+        self.way: Way = way
         self.x, self.condition = draw(*size.latents).to(device), size.condition(_TEXT, _on(device))
         self.options: Any = {"grad_steps": grad_steps, "kl_through": kl_through}
         self.sigmas, self.score = shifted_sigmas(steps, 5.0)[first_step:], StandingFace.of(size)
@@ -148,7 +149,8 @@ def growth(device: torch.device) -> dict[str, float]:
     size, width = BENCHES["tiny"].sizes[0], BENCHES["tiny"].width
     model, vae = random_model(size.kind, width, Placement(device)), random_vae(size.kind, width.decoder)
     peaks: dict[str, int] = {}
-    for way in ("ours", "plain"):
+    ways: tuple[Way, ...] = ("ours", "plain")
+    for way in ways:
         for k in (1, 8):
             run = _Run(model, vae, size, device, way, grad_steps=k, first_step=0)
             peaks[f"{way} K={k}"] = cost(run, device, repeats=0).peak_bytes

@@ -93,7 +93,7 @@ def random_model(kind: str, width: Width, placement: Placement | None = None, ra
     """A network in that model's shape, both halves of its adapter random; the same numbers every time."""
     from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
-    wanted = RELEASED[kind] | {
+    wanted: dict[str, Any] = RELEASED[kind] | {
         "num_attention_heads": width.heads, "attention_head_dim": width.head_dim, "ffn_dim": width.ffn,
         "num_layers": width.layers, "text_dim": 64, "freq_dim": 32,
     }  # fmt: skip
@@ -108,12 +108,13 @@ def random_model(kind: str, width: Width, placement: Placement | None = None, ra
 
 
 def random_vae(kind: str, width: int) -> WanVae:
-    """An autoencoder whose frames stay within (0, 1), so that nothing is clamped."""
+    """An autoencoder whose frames stay within (0, 1), so that nothing is clamped; a graph of 16 MB counts as
+    large in it, as one of 2 GB does in a true one."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = _vae_network(kind, width)
         network.decoder.conv_out.weight.data *= 0.2
-    return WanVae(network.eval().requires_grad_(False))
+    return WanVae(network.eval().requires_grad_(False), graph_bytes=16 << 20)
 
 
 def true_vae(kind: str) -> Any:

@@ -85,13 +85,15 @@ class _Kept(torch.autograd.Function):
         step = max(1, _NUMBERS * q.shape[1] // q.numel())
         for first in range(0, q.shape[1], step):
             heads = slice(first, first + step)
-            parts = (tensor[:, heads] for tensor in (gradient, q, k, v, out, lse))
-            for target_BLHD, part in zip(pulled, _backward(*parts, ctx.rest), strict=True):
+            parts = [tensor[:, heads] for tensor in (gradient, q, k, v, out, lse)]
+            given = _backward(parts, ctx.rest)
+            for target_BLHD, part in zip(pulled, given, strict=True):
                 target_BLHD[:, :, heads] = part.transpose(1, 2)
         return *pulled, None
 
 
-def _backward(gradient, q, k, v, out, lse, rest) -> tuple[Tensor, Tensor, Tensor]:
+def _backward(parts: list[Tensor], rest: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    gradient, q, k, v, out, lse = parts
     if not q.is_cuda:
         return aten._scaled_dot_product_flash_attention_for_cpu_backward(
             gradient, q, k, v, out, lse, 0.0, False

@@ -5,22 +5,20 @@ none does it says which smaller video would. Its bytes are held against counts o
 --count`, tests); its seconds, and its bytes on a real GPU, have not been measured yet.
 """
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from math import prod
 from typing import Any
 
 import torch
 
 from .memory import Placement
-from .vae_decoder import CausalDecoder, ChunkSize
+from .plan_decoder import decoder_bytes, decoder_flops
+from .rate import Rate
+from .vae import GROUP
 from .wan_files import WanFile
 from .wan_kinds import Storage, released_file
 
-_GROUP = 4
-"""Frames of every latent frame but the first."""
 _BACKWARD_TENSORS = 18
 """Tensors of the tokens' size (L, D) that are alive while a block's attention is differentiated: its input
 and result, the projections before and after rotation, their gradients, the cotangent on its way."""
@@ -32,17 +30,6 @@ _FLASH_BYTES = 256 << 20
 """CUDA's flash backward: q's gradient in float32, some heads at a time."""
 _CONTEXT_BYTES = 600 << 20
 """CUDA's context and libraries, which torch does not count. An estimate."""
-
-
-@dataclass(frozen=True)
-class Rate:
-    """What a device reaches."""
-
-    flops: float
-    """Of matrix products and attention, a second."""
-    copies: float
-    """Bytes a second from pinned host memory."""
-    note: str = "measured by a short probe"
 
 
 @dataclass(frozen=True)
@@ -247,7 +234,7 @@ def planned(
     x_bytes = tokens * shape.dim * shape.itemsize
     lse_bytes = tokens * shape.heads * 4
     states = shape.layers * (2 * x_bytes + lse_bytes)  # of each block its input and its attention's result
-    codec = _codec_bytes(_is_5b(shape), width, height, frames)
+    codec = decoder_bytes(_is_5b(shape), width, height, frames)
     rest = (
         shape.outside_bytes
         + (shape.layers - streamed) * shape.block_bytes
@@ -266,7 +253,7 @@ def planned(
     attention = forward - linear
     backward = linear + 2.5 * attention
     network = passes.forward * forward + passes.again * linear + passes.backward * backward
-    flops = network + _codec_flops(shape, width, height, frames)
+    flops = network + decoder_flops(_is_5b(shape), width, height, frames)
     # A pass brings the streamed blocks while it works; it waits for what arrives later.
     visits = passes.forward + passes.again
     copied = visits * held + (2 * passes.again * states if placement.states_on_host else 0)
@@ -279,29 +266,18 @@ def planned(
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _CodecBytes:
-    weights: int
-    work: int
-    """On the device, at most."""
-    borders: int
-    """On the host: the caches between latent frames."""
-    graph: int
-    """For `WanVae.graph_bytes`."""
-
-
 def _is_5b(shape: Shape) -> bool:
     return shape.latent_channels == 48
 
 
 def _tokens(shape: Shape, width: int, height: int, frames: int) -> int:
     scale = 32 if _is_5b(shape) else 16
-    return ((frames - 1) // _GROUP + 1) * (height // scale) * (width // scale)
+    return ((frames - 1) // GROUP + 1) * (height // scale) * (width // scale)
 
 
 def _largest_that_fits(width: int, height: int, frames: int, fastest: Any) -> str | None:
     """The nearest smaller video: fewer frames at this size, then smaller sides at as many frames."""
-    for fewer in range(frames - _GROUP, _GROUP, -_GROUP):
+    for fewer in range(frames - GROUP, GROUP, -GROUP):
         if fastest(width, height, fewer) is not None:
             return f"{fewer} frames of {width}x{height}"
     for part in (0.75, 0.5, 0.375):
@@ -310,83 +286,3 @@ def _largest_that_fits(width: int, height: int, frames: int, fastest: Any) -> st
             if fewer <= frames and fastest(w, h, fewer) is not None:
                 return f"{fewer} frames of {w}x{h}"
     return None
-
-
-_DECODER_FLOPS = {False: 8.5e6, True: 18.4e6}
-"""Operations of Wan 2.1's and 2.2's decoder for one pixel of one frame, as counted."""
-_PULLBACK = 0.24
-"""Of a decode: the gradient of a face a fifth of the picture high, as counted."""
-_WIDEST = 7
-"""Tensors of the decoder's widest stage that are alive while its last layers run."""
-_CUDA_GRAPH_BYTES = 2 << 30
-
-
-def _codec_flops(shape: Shape, width: int, height: int, frames: int) -> float:
-    return (1 + _PULLBACK) * _DECODER_FLOPS[_is_5b(shape)] * width * height * frames
-
-
-@cache
-def _decoder(is_5b: bool) -> tuple[CausalDecoder, int, int]:
-    """On the meta device; its numbers, and the channels of its widest stage's pixels."""
-    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
-
-    wide: dict[str, Any] = {
-        "base_dim": 160, "decoder_base_dim": 256, "z_dim": 48, "is_residual": True, "in_channels": 12,
-        "out_channels": 12, "patch_size": 2, "scale_factor_spatial": 16,
-        "latents_mean": [0.0] * 48, "latents_std": [1.0] * 48,
-    }  # fmt: skip
-    with torch.device("meta"):
-        network = AutoencoderKLWan(**(wide if is_5b else {}))
-    numbers = sum(p.numel() for part in (network.decoder, network.post_quant_conv) for p in part.parameters())
-    decoder = CausalDecoder(network)
-    return decoder, numbers, network.decoder.conv_out.in_channels
-
-
-@cache
-def _codec_bytes(is_5b: bool, width: int, height: int, frames: int) -> _CodecBytes:
-    """In bfloat16: decoding the whole picture is the most that it takes, with a latent frame's caches and the
-    next one's; a face's gradient takes less of the picture."""
-    decoder, numbers, channels = _decoder(is_5b)
-    scale, itemsize = decoder.scale, 2
-    h, w, count = height // scale, width // scale, (frames - 1) // _GROUP + 1
-    side, top, left = height // 5, height // 4, width // 2
-    windows = decoder.windows((top, top + side, left, left + side), h, w)
-    video = 4 * 3 * frames * height * width  # float32
-    widest = itemsize * channels * _GROUP * (height // decoder.patch) * (width // decoder.patch)
-    whole = decoder.chunk_size(h, w)
-    seen: ChunkSize = decoder.chunk_size(h, w, windows)
-    graph = itemsize * (seen.graph if itemsize * seen.graph <= _CUDA_GRAPH_BYTES else seen.sparing_graph)
-    decoding = video + 2 * itemsize * whole.caches + _WIDEST * widest
-    pulling = 2 * video + 4 * itemsize * seen.caches + 2 * graph
-    borders = (count - 1) * itemsize * seen.caches
-    return _CodecBytes(itemsize * numbers, max(decoding, pulling), borders, _CUDA_GRAPH_BYTES)
-
-
-def measured_rate(device: torch.device, seconds: float = 0.5) -> Rate:
-    """What matrix products of a block's size reach on the device, and copies from pinned memory."""
-    dtype, size = (torch.bfloat16, 4096) if device.type == "cuda" else (torch.float32, 512)
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-
-    def probe(work: Any) -> float:
-        work()
-        _settle(device)
-        began, runs = time.perf_counter(), 0
-        while time.perf_counter() - began < seconds:
-            work()
-            _settle(device)
-            runs += 1
-        return (time.perf_counter() - began) / runs
-
-    product = probe(lambda: a @ b)
-    q = torch.randn(1, 8, size, 128, device=device).to(dtype)
-    attention = probe(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q))
-    flops = (2 * size**3 + 4 * 8 * size**2 * 128) / (product + attention)
-    host = torch.empty(64 << 20, dtype=torch.uint8, pin_memory=device.type == "cuda")
-    target = torch.empty_like(host, device=device)
-    copies = host.numel() / probe(lambda: target.copy_(host, non_blocking=True))
-    return Rate(flops, copies)
-
-
-def _settle(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -58,7 +58,7 @@ def header(
     from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
     with torch.device("meta"):
-        network = WanTransformer3DModel(**config)
+        network: Any = WanTransformer3DModel(**config)
     names = {t: name for name, t in (FLOATS | ROUNDED).items()}
     rounded = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}.get(storage, dtype)
     tensors, scales = {}, {}
@@ -69,7 +69,7 @@ def header(
         tensors[name] = _entry(tuple(tensor.shape), stored, names, make)
         if in_block and stored != dtype:
             scales[name] = _entry((), torch.float32, names, make)
-    heads = {"num_heads": str(network.config.num_attention_heads)}
+    heads = {"num_heads": str(config["num_attention_heads"])}
     return WanFile(Path(f"{kind} {storage}"), kind, tensors, scales, {}, dtype, {}, heads)
 
 
