@@ -9,6 +9,7 @@ and likewise ||E f||² and E g · E f. Were there no bias, that estimate would s
 variance 2 E(d_i · d_j)² / n(n-1): its root is the standard error that goes with it.
 """
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ class KnobEffect:
     variance: float
     """From draw to draw, as a multiple of the full gradient's."""
     cosine: float
-    """Between E g and E f."""
+    """Between E g and E f; NaN where there are too few draws to tell."""
     forwards: float
     """What a draw costs, in forward passes of A14B's network, the steps before the first tuned one not
     counted: those are cached (`sampling/boundary.py`)."""
@@ -119,14 +120,14 @@ def _effect(
     products_NN = (moved_ND @ moved_ND.T / norm_squared).fill_diagonal_(0)
     error = (2 * products_NN.square().sum()).sqrt().item() / (count * (count - 1))
     variance = (some_ND.var(dim=0).sum() / full_ND.var(dim=0).sum()).item()
-    length = abs(_product(some_ND, some_ND) * norm_squared) ** 0.5
+    squared = _product(some_ND, some_ND) * norm_squared
     return KnobEffect(
         name=name,
         bias=max(moved, 0.0) ** 0.5,
         noise=error**0.5,
         deviations=moved / error if error else 0.0,
         variance=variance,
-        cosine=_product(some_ND, full_ND) / length,
+        cosine=_product(some_ND, full_ND) / squared**0.5 if squared > 0 else math.nan,
         forwards=some_spent[0],
         cost=variance * some_spent[0] / spent[0],
         seconds=some_spent[1],
