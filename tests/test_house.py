@@ -24,7 +24,7 @@ ARROWS = {
     "models": {"files", "types"},
     "sampling": {"cache", "types", "models"},
     "training": {"types", "faces", "rewards", "models", "sampling", "runs"},
-    "bench": {"types", "models", "sampling"},
+    "bench": {"types", "models", "sampling", "training"},
     "evaluation": {"files", "types", "faces", "clips"},
 }
 

@@ -119,7 +119,7 @@ TINY = Preset(
     LoopSettings(
         updates=210,  # what fits into ten minutes of one core
         batch_size=10,  # measured: with 6, noise moves the adapter more than the reward does
-        # Measured with the KL weight on 48 scenes of "checks", 210 updates: FaceSim +0.109 with all of the head
+        # Measured with the KL weight on 48 scenes of "checks", 210 updates: FaceSim +0.109 with all of the
         # motion; with a KL weight of 0.3 +0.101. One run at 0.2 won +0.14 and lost a quarter of the motion.
         learning_rate=1.3e-3,
         last_rate=0.4,
