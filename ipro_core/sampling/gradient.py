@@ -138,9 +138,8 @@ def reward_gradient(
         return carried + _gradient(step.x_t)
 
     for i in reversed(range(first, num_steps)):
-        carried = step_back(
-            i, kept.pop() if kept else run(i, states[i]), carried
-        )  # nobody else holds the graph
+        # Made in the call, so that nobody else holds the graph.
+        carried = step_back(i, kept.pop() if kept else run(i, states[i]), carried)
 
     levels_R = torch.tensor([levels[i] for i in anchored], dtype=sigmas.dtype)
     drift_R = torch.stack([drift[i] for i in anchored]) if anchored else levels_R
