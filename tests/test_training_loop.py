@@ -149,23 +149,38 @@ def test_a_number_that_is_none_stops_it_and_the_last_good_adapter_stays(tmp_path
     assert [record.step for record in read_metrics(tmp_path)] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("stop", [1, 3, 5, 8])
-def test_closed_and_resumed_it_continues_bit_for_bit(tmp_path, stop):
+@pytest.mark.parametrize(("stop", "averaging"), [(1, 0.0), (3, 0.9), (5, 0.0), (5, 0.9), (8, 0.9)])
+def test_closed_and_resumed_it_continues_bit_for_bit(tmp_path, stop, averaging):
+    settings = replace(SETTINGS, averaging=averaging)
     with Run.create(tmp_path / "unbroken", {}) as run:
-        whole, _ = trained(SETTINGS, dtype=torch.float32, run=run, spread=0.5)
+        whole, _ = trained(settings, dtype=torch.float32, run=run, spread=0.5)
     model = Point()
     with Run.create(tmp_path / "run", {}) as run:
-        with closing(train(model, Distance(model, spread=0.5), TARGETS, SETTINGS, run)) as records:
+        with closing(train(model, Distance(model, spread=0.5), TARGETS, settings, run)) as records:
             list(islice(records, stop))
         state = latest_state(tmp_path / "run")
         assert state and state.step == stop
     torch.manual_seed(stop)  # a foreign state of the global generator
     with Run.open(tmp_path / "run") as run:
-        resumed, records = trained(SETTINGS, dtype=torch.float32, run=run, spread=0.5)
+        resumed, records = trained(settings, dtype=torch.float32, run=run, spread=0.5)
     assert [record.step for record in records] == list(range(stop + 1, 9))
     assert torch.equal(resumed.theta, whole.theta)
     for name in ("metrics.jsonl", "state/step-00000008.safetensors"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "unbroken" / name).read_bytes(), name
+
+
+def test_a_running_average_is_what_the_run_gives_and_training_goes_on_beneath_it(tmp_path):
+    # Averages by hand: of the past, min(0.75, n / (n + 9)) after n updates: 0.1, 2/11, 0.25, 4/13.
+    path = [trained(replace(SETTINGS, updates=n), dtype=torch.float64)[0].theta.detach() for n in range(1, 5)]
+    mean = torch.zeros(3, dtype=torch.float64)
+    for theta, past in zip(path, (1 / 10, 2 / 11, 3 / 12, 4 / 13), strict=True):
+        mean = past * mean + (1 - past) * theta
+    with Run.create(tmp_path, {}) as run:
+        model, _ = trained(replace(SETTINGS, updates=4, averaging=0.75), run=run)
+    state = latest_state(tmp_path)
+    assert state and torch.equal(model.theta, path[-1])
+    torch.testing.assert_close(adapter_of(state)["point.theta"], mean)
+    assert (mean - path[-1]).norm() > 0.01
 
 
 def test_a_finished_run_goes_on_when_more_updates_are_asked_for(tmp_path):

@@ -31,6 +31,13 @@ class LoopSettings:
     last_rate: float = knob(
         1.0, "Share of the learning rate that the last update has, reached in a straight line.", min=0, max=1
     )
+    averaging: float = knob(
+        0.0,
+        "Share of the past in a running average of the adapter, which is then what the run gives; 0: the "
+        "adapter of the last update.",
+        min=0,
+        max=0.9999,
+    )
     clip_norm: float = knob(0.0, "Largest norm of the adapter's gradient; 0: no limit.", min=0)
     seed: int = knob(0, "Decides the order of samples and all noise.", min=0)
     checkpoint_every: int = knob(10, "Updates between two saved states; one is also saved at the end.", min=1)
@@ -103,16 +110,17 @@ def train(
     adapter = dict(model.adapter_parameters())
     assert all(p.dtype in (torch.float32, torch.float64) for p in adapter.values()), "bf16 loses steps"
     optimizer = torch.optim.Adam(adapter.values(), lr=settings.learning_rate)
+    average = {name: parameter.detach().clone() for name, parameter in adapter.items() if settings.averaging}
 
     scalars = {"seed": settings.seed, "learning_rate": settings.learning_rate}
     done = saved = 0
     if run:
-        done = saved = _resume(run, adapter, optimizer, scalars)
+        done = saved = _resume(run, adapter, average, optimizer, scalars)
 
     def save() -> None:
         nonlocal saved
         if run and run.writable and saved < done:
-            run.save_state(State(done, _state_tensors(adapter, optimizer), scalars))
+            run.save_state(State(done, _state_tensors(adapter, average, optimizer), scalars))
             saved = done
 
     whole = True  # adapter, moments and metrics.jsonl are of the same update
@@ -133,6 +141,8 @@ def train(
             whole = False
             optimizer.step()
             done += 1
+            for name, mean in average.items():
+                mean.lerp_(adapter[name].detach(), 1 - _memory(settings, done))
             record = StepRecord(done, metrics | {"grad_norm": norm, "learning_rate": rate})
             if run:
                 run.append(record, time.perf_counter() - started)
@@ -152,6 +162,12 @@ def _rate(settings: LoopSettings, done: int) -> float:
     risen = min(1.0, (done + 1) / max(1, settings.warmup))
     fallen = 1 + (settings.last_rate - 1) * done / max(1, settings.updates - 1)
     return settings.learning_rate * risen * fallen
+
+
+def _memory(settings: LoopSettings, done: int) -> float:
+    """The share of the past in the average after `done` updates: the beginning, where an adapter does nothing
+    yet, is forgotten sooner."""
+    return min(settings.averaging, done / (done + 9))
 
 
 def draw_batch(samples: Sequence[Any], settings: LoopSettings, update: int) -> tuple[Draw, ...]:
@@ -177,9 +193,12 @@ def _refuse_not_finite(update: int, metrics: Mapping[str, float]) -> None:
             raise TrainingStopped(update, name, value)
 
 
-def _state_tensors(adapter: Mapping[str, Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """`adapter/<name>`, and Adam's `step/`, `exp_avg/` and `exp_avg_sq/<name>`."""
+def _state_tensors(
+    adapter: Mapping[str, Parameter], average: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
+) -> dict[str, Tensor]:
+    """`adapter/<name>`, `average/<name>` where there is one, and Adam's `step/`, `exp_avg/`, `exp_avg_sq/`."""
     tensors: dict[str, Tensor] = {f"adapter/{name}": parameter for name, parameter in adapter.items()}
+    tensors |= {f"average/{name}": mean for name, mean in average.items()}
     for name, parameter in adapter.items():
         for kind, tensor in optimizer.state.get(parameter, {}).items():
             tensors[f"{kind}/{name}"] = tensor
@@ -189,6 +208,7 @@ def _state_tensors(adapter: Mapping[str, Parameter], optimizer: torch.optim.Opti
 def _resume(
     run: Run,
     adapter: Mapping[str, Parameter],
+    average: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
     scalars: Mapping[str, float],
 ) -> int:
@@ -196,11 +216,10 @@ def _resume(
     state = latest_state(run.folder)
     run.rewind(state.step if state else 0)
     if not state:
-        run.save_state(
-            State(0, _state_tensors(adapter, optimizer), scalars)
-        )  # its first values may be random
+        # Its first values may be random.
+        run.save_state(State(0, _state_tensors(adapter, average, optimizer), scalars))
         return 0
-    kept = adapter_of(state)
+    kept = _group(state, "adapter")
     if {n: t.shape for n, t in kept.items()} != {n: p.shape for n, p in adapter.items()}:
         raise ValueError(
             "The run's state is of another adapter (other layers or rank): use the model it began with."
@@ -208,20 +227,23 @@ def _resume(
     with torch.no_grad():
         for name, parameter in adapter.items():
             parameter.copy_(kept[name])
+        for name, mean in average.items():
+            mean.copy_(_group(state, "average")[name])
     numbers = {name: number for number, name in enumerate(adapter)}
     moments: dict[int, dict[str, Tensor]] = {}
     for path, tensor in state.tensors.items():
         kind, _, name = path.partition("/")
-        if kind != "adapter":
+        if kind not in ("adapter", "average"):
             moments.setdefault(numbers[name], {})[kind] = tensor
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     return state.step
 
 
 def adapter_of(state: State) -> dict[str, Tensor]:
-    """The adapter's tensors, by the model's names, out of a run's state."""
-    return {
-        name.removeprefix("adapter/"): tensor
-        for name, tensor in state.tensors.items()
-        if name.startswith("adapter/")
-    }
+    """The adapter that a run's state gives, by the model's names: the average where one is kept."""
+    return _group(state, "average") or _group(state, "adapter")
+
+
+def _group(state: State, kind: str) -> dict[str, Tensor]:
+    start = f"{kind}/"
+    return {path[len(start) :]: tensor for path, tensor in state.tensors.items() if path.startswith(start)}
