@@ -196,7 +196,7 @@ def _refuse_not_finite(update: int, metrics: Mapping[str, float]) -> None:
 def _state_tensors(
     adapter: Mapping[str, Parameter], average: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
 ) -> dict[str, Tensor]:
-    """`adapter/<name>`, `average/<name>` where there is one, and Adam's `step/`, `exp_avg/`, `exp_avg_sq/`."""
+    """`adapter/<name>`, `average/<name>` if one is kept, and Adam's `step/`, `exp_avg/` and `exp_avg_sq/`."""
     tensors: dict[str, Tensor] = {f"adapter/{name}": parameter for name, parameter in adapter.items()}
     tensors |= {f"average/{name}": mean for name, mean in average.items()}
     for name, parameter in adapter.items():
