@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..clips.scenes import Scene, find_videos
 from ..faces.packs import find_pack
 from ..models.lora import LowRank, check_lora, import_lora, lora_settings
@@ -99,6 +101,8 @@ def open_job(
             )
         plan = _plan(config, preset or "tiny").changed(**given)
         pack = find_pack(files["faces"], pack_roots()) if files["faces"] else None
+        # Networks this small only lose by a second thread: measured 1.7 against 2.1 s an update on two cores.
+        torch.set_num_threads(1)
         studio = open_tiny_world(pack, wanted.device or "cpu")
     asked = "first_tuned_step" in given
     # A preset speaks of two experts; a run and the embedded world know their own first step.

@@ -37,7 +37,7 @@ from .opening import (
 logger = logging.getLogger("ipro")
 
 LORA = "ipro.safetensors"
-SCENES = 3000
+SCENES = 2700
 FIRST_SEED = 1_000_000
 """Of boundary latents for training: what is judged and sampled with the seeds 0, 1, … was not tuned on."""
 KNOB_GROUPS = (LoopSettings, IproSettings, FacePoolReward, Framing)
