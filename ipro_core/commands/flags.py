@@ -53,8 +53,12 @@ def given_knobs(options: argparse.Namespace, *names: str) -> dict[str, Any]:
 def pack_roots() -> list[Path]:
     """Where packs lie: $IPRO_FACES, a ComfyUI in the working or home folder, InsightFace's own folder."""
     named = [Path(os.environ["IPRO_FACES"])] if "IPRO_FACES" in os.environ else []
-    hosts = [Path(), Path("ComfyUI"), Path.home() / "ComfyUI"]
-    return [*named, *(host / "models" / "insightface" for host in hosts), Path.home() / ".insightface"]
+    return [*named, *(models / "insightface" for models in models_folders()), Path.home() / ".insightface"]
+
+
+def models_folders() -> list[Path]:
+    """The folders models of a ComfyUI in the working or home folder."""
+    return [host / "models" for host in (Path(), Path("ComfyUI"), Path.home() / "ComfyUI")]
 
 
 def pack_of(pool: FacePool) -> Path:
