@@ -174,6 +174,11 @@ def read_metrics(folder: Path | str) -> list[StepRecord]:
     return [StepRecord(**json.loads(line)) for line in lines]
 
 
+def read_seconds(folder: Path | str) -> list[float]:
+    """How long each of the updates in `read_metrics` took."""
+    return [json.loads(line)["seconds"] for line in _whole_lines(Path(folder) / "times.jsonl")]
+
+
 def latest_state(folder: Path | str) -> State | None:
     """The newest state that is whole, also while the run is being written; None if none was ever written.
 

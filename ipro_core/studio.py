@@ -108,6 +108,12 @@ class Studio:
             )
         return replace(settings, first_tuned_step=switch)
 
+    def identities(self) -> dict[str, str]:
+        """Of the networks that a run's numbers depend on."""
+        networks = {"model": self.model, "high_noise": self.high_noise, "vae": self.codec}
+        networks |= {"text_encoder": self.text, "faces": self.faces}
+        return {name: network.identity() for name, network in networks.items() if network}
+
     def prepare(
         self, scenes: Sequence[Scene], settings: IproSettings, seeds: Sequence[int], *, faces: bool = True
     ) -> Iterator[Work]:
@@ -192,14 +198,23 @@ class Studio:
 class Samples(Sequence[TrainingSample]):
     """Prepared scenes as training wants them, each read when it is drawn."""
 
-    def __init__(self, studio: Studio, scenes: Sequence[Scene], settings: IproSettings, seeds: Sequence[int]):
-        self._scenes, self._read = scenes, partial(studio.training_sample, settings=settings, seeds=seeds)
+    def __init__(
+        self,
+        studio: Studio,
+        scenes: Sequence[Scene],
+        settings: IproSettings,
+        seeds: Sequence[int],
+        adjust: Callable[[TrainingSample], TrainingSample] = lambda sample: sample,
+    ):
+        """adjust: the last word on each sample."""
+        self._scenes, self._adjust = scenes, adjust
+        self._read = partial(studio.training_sample, settings=settings, seeds=seeds)
 
     def __len__(self) -> int:
         return len(self._scenes)
 
     def __getitem__(self, index: Any) -> Any:
-        return self._read(self._scenes[index])
+        return self._adjust(self._read(self._scenes[index]))
 
 
 class Sampler:

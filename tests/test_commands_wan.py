@@ -17,6 +17,7 @@ from ipro_core import wan_studio
 from ipro_core.__main__ import main
 from ipro_core.clips.video import read_frames, write_video
 from ipro_core.commands import train as training
+from ipro_core.job import FIRST_SEED
 from ipro_core.models.lora import import_lora, lora_settings
 from ipro_core.models.wan import load_video_model
 from ipro_core.runs import read_metrics
@@ -93,7 +94,7 @@ def test_the_low_noise_expert_begins_where_the_high_noise_one_leaves_off(jobs):
     job = jobs["I2V-A14B"]
     config = json.loads((job.run / "config.json").read_text())
     assert config["ipro"]["first_tuned_step"] == 3  # of 8 steps at shift 5: 1, 0.972, 0.938 lie above 0.9
-    studio, seed = job.studio(), training.FIRST_SEED
+    studio, seed = job.studio(), FIRST_SEED
     (scene, _), settings = studio.read_clips([job.clips]), LOCAL_14B.ipro
     high = load_video_model(job.files["high-noise"])
     import_lora(job.files["high-lightning"], high, frozen=True)

@@ -14,6 +14,7 @@ from ..evaluation.compare import Comparison, SceneVideos, compare_videos
 from ..evaluation.film import side_by_side
 from ..evaluation.report import write_report
 from ..files import write_atomically
+from ..job import shareable, showing_faces
 from ..runs import read_metrics
 from ..studio import Sampler, Studio
 from ..tinyworld.scenes import tiny_scenes
@@ -28,8 +29,6 @@ from .opening import (
     open_job,
     open_tuned,
     prepare,
-    shareable,
-    showing_faces,
     warn_of_known_clips,
 )
 
@@ -97,7 +96,7 @@ def judge(
     if not scenes:
         raise ValueError("No clip shows a face in its first frame, to compare with: choose others.")
     seeds = range(options.seeds)
-    prepare(studio, scenes, settings, seeds, faces=False)
+    prepare(studio.prepare(scenes, settings, seeds, faces=False))
     model, shown = open_tuned(options, studio), 0
     sampler = Sampler(studio, model, studio.codec.open(), settings)
 

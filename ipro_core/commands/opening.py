@@ -3,22 +3,22 @@
 import argparse
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..clips.scenes import Scene, find_videos
+from ..clips.scenes import find_videos
 from ..faces.packs import find_pack
-from ..models.lora import LowRank, check_lora, import_lora, lora_settings
+from ..job import Job, adapter_of_run
+from ..models.lora import check_lora, import_lora, lora_settings
 from ..models.wan import WanVideoModel
 from ..models.wan_files import open_wan_file
-from ..runs import latest_state, read_config
-from ..studio import Studio
+from ..runs import read_config
+from ..studio import Studio, Work
 from ..tinyworld import open_tiny_world
 from ..training.ipro import IproSettings
-from ..training.loop import adapter_of
 from ..training.presets import PRESETS, Preset
 from ..types import Framing
 from ..wan_studio import DeviceSettings, WanFiles, open_wan
@@ -31,20 +31,6 @@ SAMPLING = (*SCHEDULE, *(knob.name for knob in fields(Framing)))
 """What may be chosen anew for videos of a model that is tuned already."""
 FILES = tuple(file.name for file in fields(WanFiles))
 DEVICE = tuple(knob.name for knob in fields(DeviceSettings))
-
-
-@dataclass(frozen=True, eq=False)
-class Job:
-    """A command's studio and plan, settled before anything large is loaded."""
-
-    studio: Studio
-    plan: Preset
-    files: Mapping[str, str]
-    """The files that the user or the run named; "" where none is."""
-
-    @property
-    def is_wan(self) -> bool:
-        return bool(self.files["model"])
 
 
 def add_networks(parser: argparse.ArgumentParser) -> None:
@@ -128,17 +114,6 @@ def judged_config(options: argparse.Namespace) -> dict[str, Any]:
     return lora_settings(options.lora) if options.lora else {}
 
 
-def shareable(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config without the paths of this machine."""
-    return {name: value for name, value in config.items() if name not in ("files", "clips")}
-
-
-def showing_faces(studio: Studio, scenes: Iterable[Scene]) -> list[Scene]:
-    """The scenes whose input image shows a face to compare with."""
-    detector, _ = studio.faces.open()
-    return [scene for scene in scenes if detector.detect(scene.first()[None])[0]]
-
-
 def warn_of_known_clips(clips: Sequence[Path], tuned_on: Sequence[str]) -> None:
     """Whoever judges on what was tuned on measures memory."""
     known = {str(clip.resolve()) for clip in find_videos(clips)} & set(tuned_on)
@@ -146,26 +121,11 @@ def warn_of_known_clips(clips: Sequence[Path], tuned_on: Sequence[str]) -> None:
         logger.warning("The run was tuned on %s: judge it on other people.", ", ".join(sorted(known)))
 
 
-def prepare(
-    studio: Studio, scenes: Sequence[Scene], settings: IproSettings, seeds: Sequence[int], *, faces: bool
-) -> None:
+def prepare(stages: Iterable[Work]) -> None:
     """Make what is missing of the scenes, with a bar for each stage."""
-    for work in studio.prepare(scenes, settings, seeds, faces=faces):
+    for work in stages:
         for _ in progress(work.items, work.name, total=work.total):
             pass
-
-
-def adapter_of_run(run: Path) -> tuple[int, dict[str, LowRank]]:
-    """The update of a run's newest state, and its adapter by layer."""
-    state = latest_state(run)
-    if state is None:
-        raise ValueError(f"The run in {run} has no state yet: let it train first.")
-    kept, rank = adapter_of(state), read_config(run)["rank"]
-    names = [name.removesuffix(".lora_A.weight") for name in kept if name.endswith(".lora_A.weight")]
-    layers = {
-        name: LowRank(kept[f"{name}.lora_A.weight"], kept[f"{name}.lora_B.weight"], rank) for name in names
-    }
-    return state.step, layers
 
 
 def check_adapter(options: argparse.Namespace, studio: Studio) -> None:

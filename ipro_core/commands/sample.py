@@ -29,7 +29,7 @@ def sample(options: argparse.Namespace) -> dict[str, Any]:
     first_CHW = fit(read_image(options.image)[None], studio.framing)[0]
     frames_TCHW = first_CHW.expand(studio.framing.frames, -1, -1, -1)
     scene = ShownScene(options.image.stem, options.prompt, frames_TCHW)
-    prepare(studio, [scene], settings, [options.seed], faces=False)
+    prepare(studio.prepare([scene], settings, [options.seed], faces=False))
     sampler = Sampler(studio, open_tuned(options, studio), studio.codec.open(), settings)
     video_TCHW = sampler.generate(scene, options.seed)
     write_video(options.out, video_TCHW, studio.framing.fps)

@@ -43,6 +43,33 @@ class VideoCodec(Protocol):
         ...
 
 
+PASSES = ("velocity", "frozen_velocity", "velocities")
+
+
+class Watched:
+    """A model like the one it is given, but before each pass of the network it looks whether to go on."""
+
+    def __init__(self, model: Any, look: Callable[[], None]) -> None:
+        self._model, self._look = model, look
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._model, name)
+        if name not in PASSES:
+            return found
+
+        def looked(*arguments: Any, **more: Any) -> Any:
+            self._look()
+            return found(*arguments, **more)
+
+        return looked
+
+
+def watched(model: Any, look: Callable[[], None]) -> Any:
+    """The model, every pass of which begins with `look`: what that raises ends the work within one step, and
+    whoever iterates over the work's parts is left with those that were finished."""
+    return Watched(model, look)
+
+
 Result = TypeVar("Result")
 Judge = Callable[[Tensor], tuple[Result, Tensor]]
 """Frames (1, T, 3, H, W) → what there is to say of them, and the gradient of it with respect to them."""

@@ -48,20 +48,26 @@ def export_lora(model: AdaptedModel, path: Path | str, metadata: Mapping[str, st
 
 
 def write_lora(layers: Mapping[str, LowRank], path: Path | str, metadata: Mapping[str, str]) -> None:
-    """Write an adapter as `diffusion_model.blocks.0.self_attn.q.lora_A.weight` and so on.
-
-    ComfyUI loads nothing, without a word, from diffusers' or peft's names. It scales by alpha / rank and by
-    no other rule, so a rank-stabilised adapter's alpha is written as its scale times its rank.
+    """Write an adapter's `lora_tensors`.
 
     Raises:
         OSError: the file cannot be written; an older one stays whole.
+    """
+    write_atomically(path, save(lora_tensors(layers), metadata={"format": "pt", **metadata}))
+
+
+def lora_tensors(layers: Mapping[str, LowRank]) -> dict[str, Tensor]:
+    """An adapter under ComfyUI's names: `diffusion_model.blocks.0.self_attn.q.lora_A.weight` and so on.
+
+    ComfyUI loads nothing, without a word, from diffusers' or peft's names. It scales by alpha / rank and by
+    no other rule, so a rank-stabilised adapter's alpha is given as its scale times its rank.
     """
     tensors = {}
     for name, layer in layers.items():
         tensors[f"diffusion_model.{name}.lora_A.weight"] = layer.down_RI.cpu().contiguous()
         tensors[f"diffusion_model.{name}.lora_B.weight"] = layer.up_OR.cpu().contiguous()
         tensors[f"diffusion_model.{name}.alpha"] = torch.tensor(layer.alpha, dtype=torch.float32)
-    write_atomically(path, save(tensors, metadata={"format": "pt", **metadata}))
+    return tensors
 
 
 def check_lora(
