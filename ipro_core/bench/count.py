@@ -21,6 +21,7 @@ from ..models.wan_files import WanFile, load_transformer
 from ..models.wan_kinds import RELEASED, Storage, header
 from ..sampling.flow import shifted_sigmas
 from ..sampling.gradient import reward_gradient
+from ..types import RewardScore
 from .counting import CountedMemory, Ledger, without_arithmetic
 from .work import Size, StandingFace, true_vae
 
@@ -79,14 +80,15 @@ def count_update(
         size.tokens,
         whole.forward,
         *parts,
-        # Decoder and blocks take turns; what rests on the device and the host does so beneath both.
-        device_bytes=whole.device_rest + max(whole.device - whole.device_rest, codec.device),
-        host_bytes=whole.host_rest + max(whole.host - whole.host_rest, codec.host),
+        # Decoder and blocks take turns; the rollout's last pass waits for the decoder with its graph.
+        device_bytes=max(whole.device, whole.device_waiting + codec.device),
+        host_bytes=max(whole.host, whole.host_waiting + codec.host),
     )
 
 
 class Books(NamedTuple):
-    """Arithmetic of a pass and of an update; bytes at rest between updates, and at most."""
+    """Arithmetic of a pass and of an update; bytes at rest between updates, at most, and in the decoder's
+    turn."""
 
     forward: float
     update: float
@@ -94,6 +96,8 @@ class Books(NamedTuple):
     device: float
     host_rest: float
     host: float
+    device_waiting: float
+    host_waiting: float
 
 
 def count_network(
@@ -108,16 +112,7 @@ def count_network(
     """The network's part of an update, in a network of that configuration (diffusers' arguments)."""
     ledger = Ledger()
     with without_arithmetic(), ledger:
-        memory = CountedMemory(ledger)
-        file = header(config, size.kind, storage, _empty)
-        network = load_transformer(_NumberlessFile(**vars(file)), "meta")
-        model = WanVideoModel(
-            network,
-            Path(str(size)),
-            placement,
-            weights=BlockWeights(network.blocks, placement, memory=memory),
-            states=BlockStates(placement, memory=memory),
-        )
+        model = _model(size, config, storage, placement, ledger)
         model.new_adapter(rank)
         for parameter in model.adapter_parameters().values():
             parameter.grad = torch.empty_like(parameter)
@@ -130,9 +125,40 @@ def count_network(
         forward = ledger.flops
         ledger.restart()
         rest = Counter(ledger.now)
-        reward_gradient(model, _no_codec(size), StandingFace.of(size), x, condition, sigmas, **settings)
+        codec: Any = _NoCodec(ledger)
+        reward_gradient(model, codec, _brightness, x, condition, sigmas, **settings)
         del moments, vae
-    return Books(forward, ledger.flops, rest["meta"], ledger.peak["meta"], rest["host"], ledger.peak["host"])
+    moments = [(books["meta"], books["host"]) for books in (rest, ledger.peak, codec.waiting)]
+    (device_rest, host_rest), (device, host), (device_waiting, host_waiting) = moments
+    return Books(
+        forward, ledger.flops, device_rest, device, host_rest, host, device_waiting, host_waiting
+    )  # fmt: skip
+
+
+def sampling_peak(size: Size, config: dict[str, Any], storage: Storage, placement: Placement) -> float:
+    """Bytes on the device, at most, of a pass without a gradient."""
+    ledger = Ledger()
+    with without_arithmetic(), ledger, torch.no_grad():
+        model = _model(size, config, storage, placement, ledger)
+        condition, x = size.condition(), torch.empty(size.latents)
+        ledger.restart()
+        model.velocity(x, 0.5, condition)
+    return ledger.peak["meta"]
+
+
+def _model(
+    size: Size, config: dict[str, Any], storage: Storage, placement: Placement, ledger: Ledger
+) -> WanVideoModel:
+    memory = CountedMemory(ledger)
+    file = header(config, size.kind, storage, _empty)
+    network = load_transformer(_NumberlessFile(**vars(file)), "meta")
+    return WanVideoModel(
+        network,
+        Path(str(size)),
+        placement,
+        weights=BlockWeights(network.blocks, placement, memory=memory),
+        states=BlockStates(placement, memory=memory),
+    )
 
 
 class _CodecBooks(NamedTuple):
@@ -181,17 +207,24 @@ class _CountedVae(WanVae):
         return torch.device("meta")
 
 
-def _no_codec(size: Size) -> Any:
-    """Frames of nothing: the decoder is counted apart."""
+class _NoCodec:
+    """The decoder and its frames are counted apart; what waits while it works is noted."""
 
-    class Codec:
-        def decode(self, latents_BCTHW: Tensor) -> Tensor:
-            return torch.empty(()).expand(1, size.frames, 3, size.height, size.width)
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self.waiting: Counter[str] = Counter()
 
-        def pullback(self, latents_BCTHW: Tensor, gradient_BTCHW: Tensor) -> Tensor:
-            return torch.empty_like(latents_BCTHW)
+    def decode(self, latents_BCTHW: Tensor) -> Tensor:
+        self.waiting = Counter(self.ledger.now)
+        return torch.empty(1, 1, 3, 1, 1)
 
-    return Codec()
+    def pullback(self, latents_BCTHW: Tensor, gradient_BTCHW: Tensor) -> Tensor:
+        return torch.empty_like(latents_BCTHW)
+
+
+def _brightness(frames_TCHW: Tensor, index: int) -> RewardScore:
+    value = frames_TCHW.mean()
+    return RewardScore(value, value[None], torch.ones(1, dtype=torch.bool))
 
 
 class _NumberlessFile(WanFile):

@@ -5,15 +5,15 @@ none does it says which smaller video would. Its bytes are held against counts o
 --count`, tests); its seconds, and its bytes on a real GPU, have not been measured yet.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import torch
 
 from .memory import Placement
 from .plan_decoder import decoder_bytes, decoder_flops
+from .plan_shape import Passes, Shape, is_5b, tokens_of
 from .rate import Rate
 from .vae import GROUP
 from .wan_files import WanFile
@@ -24,6 +24,11 @@ _BACKWARD_TENSORS = 18
 and result, the projections before and after rotation, their gradients, the cotangent on its way."""
 _FORK_TENSORS = 4
 """More of them at an anchored step, where a second cotangent waits and the first has been pulled."""
+_KEPT_TENSORS, _KEPT_ANCHOR_TENSORS = 1.5, 2
+"""What a pass of the rollout that is kept for the gradient leaves beside its states: the last block's result and
+the exit's graph, and these once more at an anchored step."""
+_FORWARD_TENSORS = 6.5
+"""Alive in a pass without a gradient: a block's input and result, attention's three and their rotation."""
 _PIECE_BYTES = 5 * (64 << 20)
 """Float32 pieces of a layer that works on some tokens at a time."""
 _FLASH_BYTES = 256 << 20
@@ -69,79 +74,6 @@ class Plan:
         )
 
 
-@dataclass(frozen=True)
-class Shape:
-    """What of a network's header decides the cost."""
-
-    name: str
-    dim: int
-    ffn: int
-    layers: int
-    heads: int
-    text_tokens: int
-    block_bytes: int
-    """Stored, the largest block."""
-    outside_bytes: int
-    """All that is in no block."""
-    adapter_numbers: int
-    """Of a LoRA of rank 1 on the trained layers."""
-    itemsize: int
-    """Of activations."""
-    latent_channels: int
-
-    @classmethod
-    def of(cls, file: WanFile) -> "Shape":
-        """Read off the header."""
-        config, itemsize = file.config(), file.dtype.itemsize
-        blocks: dict[str, int] = {}
-        outside, adapter = 0, 0
-        for name, entry in file.tensors.items():
-            numbers = prod(entry.shape)
-            if name.startswith("blocks."):
-                kept = entry.nbytes if file.is_quantised(name) else numbers * itemsize
-                block = name.split(".")[1]
-                blocks[block] = blocks.get(block, 0) + -(-kept // 256) * 256
-                if len(entry.shape) == 2 and name.endswith(".weight") and "img" not in name:
-                    adapter += sum(entry.shape)
-            else:
-                outside += numbers * itemsize
-        dim = config["num_attention_heads"] * config["attention_head_dim"]
-        return cls(
-            file.kind, dim, config["ffn_dim"], config["num_layers"], config["num_attention_heads"], 512,
-            max(blocks.values()), outside, adapter, itemsize, config["out_channels"],
-        )  # fmt: skip
-
-    def forward_flops(self, tokens: int) -> float:
-        """One pass of the blocks: products with weights, self-attention, the prompt's attention."""
-        return self.linear_flops(tokens) + self.attention_flops(tokens)
-
-    def linear_flops(self, tokens: int) -> float:
-        """q, k, v, o; q, o of the prompt's tokens, whose k and v are few; the feed-forward's two."""
-        per_token = 2 * self.dim * (6 * self.dim + 2 * self.ffn)
-        return self.layers * (tokens * per_token + self.text_tokens * 4 * self.dim**2)
-
-    def attention_flops(self, tokens: int) -> float:
-        """q kᵀ and · v, two operations each."""
-        return self.layers * 4 * tokens * (tokens + self.text_tokens) * self.dim
-
-
-@dataclass(frozen=True)
-class Passes:
-    """How often an update goes through the network."""
-
-    forward: float
-    again: float
-    """Without attention."""
-    backward: float
-
-    @classmethod
-    def of(cls, steps: int, grad_steps: int, reference_steps: int, kl_detached: bool) -> "Passes":
-        """Of `reward_gradient`: N + K + R forward, K again, K backward; a detached anchor pulls a second
-        cotangent wherever there is a step before."""
-        twice = reference_steps * (1 - 1 / grad_steps) if kl_detached else 0
-        return cls(steps + grad_steps + reference_steps, grad_steps, grad_steps + twice)
-
-
 def plan_update(
     model: WanFile | str,
     width: int,
@@ -151,44 +83,45 @@ def plan_update(
     device_bytes: int,
     host_bytes: int,
     rate: Rate,
-    steps: int = 5,
-    grad_steps: int = 4,
-    reference_steps: int = 0,
-    kl_detached: bool = True,
+    passes: Passes | None = None,
     rank: int = 32,
     batch: int = 1,
     storage: Storage = "bf16",
     device: torch.device | str = "cuda",
+    allowed: Callable[[Placement], bool] = lambda placement: True,
 ) -> Plan:
-    """The fastest placement of one update that fits.
+    """The fastest placement of one update, or of one video sampled, that fits.
 
     Args:
         model: a file's header (`open_wan_file`), or a released kind ("I2V-A14B") stored as `storage`.
         device_bytes, host_bytes: what may be used.
         rate: `measured_rate` of the device.
-        steps: of the rollout that the tuned model takes; the frozen expert's are made before.
-        reference_steps: compared with the frozen model; 0: all.
+        passes: default: five steps of which four carry gradients, all compared with the frozen model.
         batch: videos that pass the network together.
+        allowed: of the placements, those that may be chosen.
 
     Raises:
         ValueError: nothing fits; it names the largest smaller video that would.
     """
     file = released_file(model, storage) if isinstance(model, str) else model
-    shape = Shape.of(file)
-    passes = Passes.of(steps, grad_steps, reference_steps or grad_steps, kl_detached)
+    shape, passes = Shape.of(file), passes or Passes.of(5, 4, 4, True)
+
+    def plans(width: int, height: int, frames: int) -> list[Plan]:
+        every = candidates(shape, width, height, frames, passes, rank, batch, rate, device)
+        return [plan for plan in every if allowed(plan.placement)]
 
     def fastest(width: int, height: int, frames: int) -> Plan | None:
-        plans = candidates(shape, width, height, frames, passes, rank, batch, rate, device)
-        fitting = [p for p in plans if p.device_bytes <= device_bytes and p.host_bytes <= host_bytes]
+        fitting = [
+            plan
+            for plan in plans(width, height, frames)
+            if plan.device_bytes <= device_bytes and plan.host_bytes <= host_bytes
+        ]
         return min(fitting, key=lambda plan: plan.seconds, default=None)
 
     plan = fastest(width, height, frames)
     if plan is None:
         smaller = _largest_that_fits(width, height, frames, fastest)
-        least = min(
-            candidates(shape, width, height, frames, passes, rank, batch, rate, device),
-            key=lambda plan: plan.device_bytes,
-        )
+        least = min(plans(width, height, frames), key=lambda plan: plan.device_bytes)
         advice = f"{smaller} would fit" if smaller else "no smaller video fits either: choose a smaller model"
         raise ValueError(
             f"{shape.name} at {width}x{height}, {frames} frames, takes {least.device_bytes / 1e9:.1f} GB of "
@@ -210,11 +143,10 @@ def candidates(
     device: torch.device | str,
 ) -> Iterator[Plan]:
     """Every placement worth a look: from all blocks resident to none, states here or on the host."""
-    tokens = batch * _tokens(shape, width, height, frames)
-    for resident in sorted({shape.layers * part // 8 for part in range(9)}, reverse=True):
+    for resident in range(shape.layers, -1, -1):
         for on_host in (False, True):
             placement = Placement(device, None if resident == shape.layers else resident, on_host)
-            yield planned(shape, width, height, frames, tokens, passes, rank, rate, placement)
+            yield planned(shape, width, height, frames, passes, rank, rate, placement, batch)
 
 
 def planned(
@@ -222,57 +154,56 @@ def planned(
     width: int,
     height: int,
     frames: int,
-    tokens: int,
     passes: Passes,
     rank: int,
     rate: Rate,
     placement: Placement,
+    batch: int = 1,
 ) -> Plan:
     """What an update takes with that placement."""
     cuda = torch.device(placement.device).type == "cuda"
     streamed = 0 if placement.resident is None else shape.layers - placement.resident
+    tokens = batch * tokens_of(shape, width, height, frames)
     x_bytes = tokens * shape.dim * shape.itemsize
     lse_bytes = tokens * shape.heads * 4
-    states = shape.layers * (2 * x_bytes + lse_bytes)  # of each block its input and its attention's result
-    codec = decoder_bytes(_is_5b(shape), width, height, frames)
+    held = streamed * shape.block_bytes
+    # Of each block its input and its attention's result: of the passes that wait, or of the one at work.
+    alive = max(passes.kept, 1) if passes.backward else 0
+    states = alive * shape.layers * (2 * x_bytes + lse_bytes)
+    here = 0 if placement.states_on_host else states
+    waiting = here + passes.kept * (_KEPT_TENSORS + _KEPT_ANCHOR_TENSORS * passes.anchored) * x_bytes
+    pieces = min(_PIECE_BYTES, 5 * 4 * tokens * shape.dim)
+    if passes.backward:
+        tensors = _BACKWARD_TENSORS + _FORK_TENSORS * passes.twice + (2 if placement.states_on_host else -2)
+        work = waiting + tensors * x_bytes + pieces + (_FLASH_BYTES if cuda else 0)
+        codec = decoder_bytes(is_5b(shape), width, height, frames)
+        training = 4 * 4 * shape.adapter_numbers * rank  # weight, gradient, Adam's two moments, float32
+        decoding = (codec.work, codec.borders, codec.weights, codec.graph)
+    else:
+        work, training, decoding = _FORWARD_TENSORS * x_bytes + pieces, 0, (0, 0, 0, 0)
+    codec_work, borders, codec_weights, graph = decoding
     rest = (
         shape.outside_bytes
         + (shape.layers - streamed) * shape.block_bytes
         + min(2, streamed) * shape.block_bytes  # slots
-        + 4 * 4 * shape.adapter_numbers * rank  # weight, gradient and Adam's two moments, float32
-        + codec.weights
+        + training
+        + codec_weights
     )
-    twice = passes.backward > passes.again
-    tensors = _BACKWARD_TENSORS + (_FORK_TENSORS if twice else 0) + (2 if placement.states_on_host else -2)
-    pieces = min(_PIECE_BYTES, 5 * 4 * tokens * shape.dim)
-    work = tensors * x_bytes + pieces + (_FLASH_BYTES if cuda else 0)
-    on_device = work if placement.states_on_host else work + states
-    held = streamed * shape.block_bytes
-    on_host = held + max(states if placement.states_on_host else 0, codec.borders)
+    on_host = states if placement.states_on_host else 0
     forward, linear = shape.forward_flops(tokens), shape.linear_flops(tokens)
     attention = forward - linear
     backward = linear + 2.5 * attention
     network = passes.forward * forward + passes.again * linear + passes.backward * backward
-    flops = network + decoder_flops(_is_5b(shape), width, height, frames)
+    flops = network + batch * decoder_flops(is_5b(shape), width, height, frames)
     # A pass brings the streamed blocks while it works; it waits for what arrives later.
-    visits = passes.forward + passes.again
-    copied = visits * held + (2 * passes.again * states if placement.states_on_host else 0)
+    copied = (passes.forward + passes.again) * held + 2 * passes.again * on_host / max(alive, 1)
     seconds = max(flops / rate.flops, copied / rate.copies)
     return Plan(
-        shape.name, f"{width}x{height}, {frames} frames", placement, codec.graph,
-        round(rest + max(on_device, codec.work) + (_CONTEXT_BYTES if cuda else 0)),
-        round(on_host), seconds, tokens, flops, round(rest + on_device),
-        round(held + (states if placement.states_on_host else 0)), network,
+        shape.name, f"{width}x{height}, {frames} frames", placement, graph,
+        round(rest + max(work, waiting + codec_work) + (_CONTEXT_BYTES if cuda else 0)),
+        round(held + on_host + borders), seconds / batch, tokens, flops / batch, round(rest + work),
+        round(held + on_host), network,
     )  # fmt: skip
-
-
-def _is_5b(shape: Shape) -> bool:
-    return shape.latent_channels == 48
-
-
-def _tokens(shape: Shape, width: int, height: int, frames: int) -> int:
-    scale = 32 if _is_5b(shape) else 16
-    return ((frames - 1) // GROUP + 1) * (height // scale) * (width // scale)
 
 
 def _largest_that_fits(width: int, height: int, frames: int, fastest: Any) -> str | None:
