@@ -15,7 +15,7 @@ import torch
 from .faces.packs import face_model_names
 from .models.containers import open_container
 from .models.plan import plan_update
-from .models.rate import measured_rate
+from .models.rate import device_bytes, host_bytes, measured_rate
 from .models.text import open_text_encoder
 from .models.vae_files import vae_channels
 from .models.wan_files import open_wan_file
@@ -133,14 +133,13 @@ def _plan(job: str, findings: Sequence[Finding], framing: Framing, device: torch
     if job == EMBEDDED:
         return "plan     the embedded world tunes in ten minutes on one processor"
     network = findings[0].found  # the one that is tuned comes first
-    card = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else host_bytes()
     try:
         plan = plan_update(
             open_wan_file(network[0]) if network else job,
             framing.width,
             framing.height,
             framing.frames,
-            device_bytes=card,
+            device_bytes=device_bytes(device),
             host_bytes=host_bytes(),
             rate=measured_rate(device),
             storage="fp8",
@@ -149,15 +148,6 @@ def _plan(job: str, findings: Sequence[Finding], framing: Framing, device: torch
     except ValueError as error:
         return f"plan     {error}"
     return "plan     " + plan.text().replace("\n", "\n         ")
-
-
-def host_bytes() -> int:
-    """The machine's own memory."""
-    if hasattr(os, "sysconf"):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    import psutil  # Windows has no sysconf; ComfyUI brings psutil there
-
-    return psutil.virtual_memory().total
 
 
 def _kind(*kinds: str) -> Callable[[Path], bool]:

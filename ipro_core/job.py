@@ -100,7 +100,8 @@ class Tuner:
         self.model = studio.model.open()
         self.model.new_adapter(self.plan.rank, seed=self.plan.loop.seed)
         codec, models = studio.codec.open(), studio.faces.open()
-        self.objective = IproObjective(self.model, codec, *models, self.plan.reward, self.plan.ipro)
+        looking = studio.looking(codec, *models)
+        self.objective = IproObjective(self.model, looking, *models, self.plan.reward, self.plan.ipro)
         self.samples = Samples(studio, scenes, self.plan.ipro, job.seeds, adjust)
         self.sampler = Sampler(studio, self.model, codec, self.plan.ipro)
 

@@ -20,8 +20,12 @@ from .clips.scenes import Scene
 from .evaluation.compare import SceneVideos
 from .faces.detector import Detector
 from .faces.recognizer import Recognizer
+from .faces.tracks import face_box
 from .models.base import VideoCodec
 from .models.condition import WanCondition, first_frame, wan_condition
+from .models.draft import DraftedVae
+from .models.taehv import DraftCodec
+from .models.vae import WanVae
 from .models.wan import WanVideoModel
 from .sampling.boundary import Start, boundary_stage
 from .sampling.flow import shifted_sigmas, switch_step
@@ -78,6 +82,10 @@ class Studio:
     """Scenes from video files and folders of them, as the model sees them."""
     boundary: float | None = None
     """The noise level below which the tuned one of two experts works."""
+    draft: Network[DraftCodec] | None = None
+    """Finds the faces that the reward looks at, so that only they are decoded."""
+    plan: str = ""
+    """What an update takes, in words."""
     device: torch.device | str = "cpu"
     min_face: float = 24.0
     """Smallest face of a pool, in pixels of the clip."""
@@ -108,10 +116,18 @@ class Studio:
             )
         return replace(settings, first_tuned_step=switch)
 
+    def looking(self, codec: VideoCodec, detector: Detector, recognizer: Recognizer) -> VideoCodec:
+        """The codec as the reward looks through it: the true one, if only where a draft shows faces."""
+        if self.draft is None:
+            return codec
+        assert isinstance(codec, WanVae), "drafts are of Wan's latents"
+        find = partial(face_box, detector=detector, size=recognizer.size)
+        return DraftedVae(codec, self.draft.open(), find)
+
     def identities(self) -> dict[str, str]:
         """Of the networks that a run's numbers depend on."""
         networks = {"model": self.model, "high_noise": self.high_noise, "vae": self.codec}
-        networks |= {"text_encoder": self.text, "faces": self.faces}
+        networks |= {"text_encoder": self.text, "faces": self.faces, "draft": self.draft}
         return {name: network.identity() for name, network in networks.items() if network}
 
     def prepare(

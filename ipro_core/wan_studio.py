@@ -4,6 +4,7 @@ Nothing large is read here. What does not fit together is told in one sentence b
 """
 
 import logging
+import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,12 +18,17 @@ from .faces.packs import face_model_names, load_face_models, load_recognizer
 from .files import sha256
 from .models.lora import check_lora, import_lora
 from .models.memory import Placement
+from .models.plan import Plan, plan_update
+from .models.plan_shape import Passes
+from .models.rate import device_bytes, host_bytes, measured_rate
+from .models.taehv import load_draft_codec
 from .models.text import load_text_encoder, open_text_encoder
 from .models.vae import load_vae
 from .models.vae_files import vae_channels
 from .models.wan import WanVideoModel, load_video_model
 from .models.wan_files import WanFile, open_wan_file
 from .studio import Network, Studio
+from .training.ipro import IproSettings
 from .types import Framing, knob
 
 logger = logging.getLogger("ipro")
@@ -43,6 +49,9 @@ class WanFiles:
     text_encoder: str = knob("", "umt5_xxl, fp8 or fp16.")
     lightning: str = knob("", "The model's own few-step LoRA, laid beneath the one that is tuned.")
     high_lightning: str = knob("", "The high-noise expert's few-step LoRA.")
+    draft: str = knob(
+        "", "taew2_2 for TI2V-5B, taew2_1 for A14B: finds faces sooner, so that an update decodes only them."
+    )
     judge: str = knob("", "A second face pack or recogniser, which measures and is never a reward.")
     cache: str = knob("runs/cache", "A folder for what is made of clips once; any number of runs share it.")
 
@@ -60,32 +69,80 @@ class DeviceSettings:
     )
 
 
-def choose_placement(file: WanFile, wanted: DeviceSettings) -> Placement:
-    """What lies where, settled before anything is loaded."""
-    device = torch.device(wanted.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    resident, on_host = None, False
-    if device.type == "cuda":
-        # All blocks stream, unless the weights take less than half of the memory.
-        memory = torch.cuda.get_device_properties(device).total_memory
-        small = sum(entry.nbytes for entry in file.tensors.values()) < memory / 2
-        resident, on_host = (None if small else 0), True
-    if wanted.resident_blocks >= 0:
-        resident = wanted.resident_blocks
-    if wanted.states_on_host != "auto":
-        on_host = wanted.states_on_host == "yes"
-    return Placement(device, resident, on_host)
+def plan_wan(
+    file: WanFile, framing: Framing, wanted: DeviceSettings, tuning: tuple[IproSettings, int] | None = None
+) -> Plan:
+    """What lies where, settled before anything is loaded.
+
+    Args:
+        tuning: settings and the rank of the adapter, for the network that is tuned; None: it samples.
+
+    Raises:
+        ValueError: it does not fit; the sentence names the nearest size that would. Who says where both
+            weights and states lie is warned instead.
+    """
+    device, layers = _device(wanted), file.config()["num_layers"]
+
+    def allowed(placement: Placement) -> bool:
+        resident = layers if placement.resident is None else placement.resident
+        if wanted.resident_blocks >= 0 and resident != min(wanted.resident_blocks, layers):
+            return False
+        if wanted.states_on_host != "auto":
+            return placement.states_on_host == (wanted.states_on_host == "yes")
+        # Without a GPU both are the same memory, and streaming only copies.
+        return device.type == "cuda" or wanted.resident_blocks >= 0 or placement == Placement(device)
+
+    settings, rank = tuning or (None, 0)
+    by_hand = wanted.resident_blocks >= 0 and wanted.states_on_host != "auto"
+    plan = plan_update(
+        file,
+        framing.width,
+        framing.height,
+        framing.frames,
+        device_bytes=sys.maxsize if by_hand else device_bytes(device),
+        host_bytes=sys.maxsize if by_hand else host_bytes(),
+        rate=measured_rate(device),
+        passes=_passes(settings) if settings else Passes.sampling(8),
+        rank=rank,
+        batch=settings.microbatch if settings else 1,
+        device=device,
+        allowed=allowed,
+    )
+    if plan.device_bytes > device_bytes(device) or plan.host_bytes > host_bytes():
+        logger.warning(
+            "By the plan this takes more memory than there is, and it was asked for:\n%s", plan.text()
+        )
+    return plan
 
 
-def open_wan(files: WanFiles, faces: Path | None, framing: Framing, wanted: DeviceSettings) -> Studio:
+def _passes(settings: IproSettings) -> Passes:
+    steps = settings.steps - settings.first_tuned_step
+    grad_steps = min(settings.grad_steps, steps)
+    compared = min(settings.reference_steps or grad_steps, grad_steps) * settings.reference_chance
+    return Passes.of(steps, grad_steps, compared, settings.kl_through == "detached", settings.kept_passes)
+
+
+def _device(wanted: DeviceSettings) -> torch.device:
+    return torch.device(wanted.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def open_wan(
+    files: WanFiles,
+    faces: Path | None,
+    framing: Framing,
+    wanted: DeviceSettings,
+    tuning: tuple[IproSettings, int] | None = None,
+) -> Studio:
     """A studio of these files.
 
     Args:
         faces: a face pack's folder; None where no face is looked at.
         framing: of the videos; 0 stands for the model's own.
+        tuning: see `plan_wan`.
 
     Raises:
         ValueError: a file is missing, damaged, of another kind than its place wants, or does not fit the
-            others; or the video's size does not fit the model.
+            others; or the video's size does not fit the model, or not the memory.
     """
     model, high_noise = _experts(files)
     _check_others(files, model, high_noise)
@@ -97,15 +154,11 @@ def open_wan(files: WanFiles, faces: Path | None, framing: Framing, wanted: Devi
             f"{framing.frames} frames of {framing.width}x{framing.height}: change --frames, --width or "
             "--height."
         )
-    device, names = (
-        choose_placement(model, wanted).device,
-        ", ".join(face_model_names(faces)) if faces else "",
-    )
+    device, names = _device(wanted), ", ".join(face_model_names(faces)) if faces else ""
     sha = partial(sha256, memo=Path(files.cache) / "sha256.json")
+    plan = plan_wan(model, framing, wanted, tuning)
 
-    def network(file: WanFile, lora: str) -> Network[WanVideoModel]:
-        placement = choose_placement(file, wanted)
-
+    def network(file: WanFile, lora: str, placement: Placement) -> Network[WanVideoModel]:
         def open() -> WanVideoModel:
             model = load_video_model(file.path, placement=placement)
             if lora:
@@ -123,11 +176,17 @@ def open_wan(files: WanFiles, faces: Path | None, framing: Framing, wanted: Devi
         text=Network(lambda: sha(files.text_encoder), lambda: load_text_encoder(files.text_encoder, device)),
         codec=Network(lambda: sha(files.vae), lambda: load_vae(files.vae, device)),
         faces=Network(lambda: names, lambda: load_face_models(faces or "", device)),
-        model=network(model, files.lightning),
-        high_noise=network(high_noise, files.high_lightning) if high_noise else None,
+        model=network(model, files.lightning, plan.placement),
+        high_noise=network(high_noise, files.high_lightning, plan_wan(high_noise, framing, wanted).placement)
+        if high_noise
+        else None,
         judge=Network(lambda: sha(files.judge), lambda: load_recognizer(files.judge, device))
         if files.judge
         else None,
+        draft=Network(lambda: sha(files.draft), lambda: load_draft_codec(files.draft, device))
+        if files.draft
+        else None,
+        plan=plan.text(),
         cache=TensorCache(files.cache),
         read_clips=lambda places: clip_scenes(places, framing),
         boundary=BOUNDARY[model.family] if high_noise else None,
@@ -186,6 +245,14 @@ def _check_others(files: WanFiles, model: WanFile, high_noise: WanFile | None) -
             f"{Path(files.vae).name} have {given}: give {right} with --vae."
         )
     open_text_encoder(files.text_encoder)
+    if files.draft:
+        given = load_draft_codec(files.draft).channels  # small: it is read whole
+        if given != wanted:
+            right = "taew2_2" if wanted == 48 else "taew2_1"
+            raise ValueError(
+                f"{Path(files.draft).name} is a draft of latents of {given} channels, and those of "
+                f"{model.path.name} have {wanted}: give {right} with --draft."
+            )
     for lora, network in ((files.lightning, model), (files.high_lightning, high_noise)):
         if lora and network:
             check_lora(lora, network.path.name, network.shapes, frozen=True)

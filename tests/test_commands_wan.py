@@ -3,6 +3,7 @@
 import json
 import re
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,20 +14,22 @@ from safetensors.torch import load_file
 from test_commands import answer, refused
 from tiny_wan import SIZE, SMALL, flags
 
-from ipro_core import wan_studio
+from ipro_core import studio, wan_studio
 from ipro_core.__main__ import main
 from ipro_core.clips.video import read_frames, write_video
 from ipro_core.commands import train as training
 from ipro_core.job import FIRST_SEED
+from ipro_core.models.draft import DraftedVae
 from ipro_core.models.lora import import_lora, lora_settings
 from ipro_core.models.wan import load_video_model
+from ipro_core.models.wan_files import open_wan_file
 from ipro_core.runs import read_metrics
 from ipro_core.sampling.flow import shifted_sigmas
 from ipro_core.sampling.rollout import sample
 from ipro_core.studio import Studio
 from ipro_core.training.presets import LOCAL_14B
 from ipro_core.types import Framing
-from ipro_core.wan_studio import DeviceSettings, WanFiles, open_wan
+from ipro_core.wan_studio import DeviceSettings, WanFiles, open_wan, plan_wan
 
 OPENERS = ("load_text_encoder", "load_vae", "load_face_models", "load_video_model")
 BOTH = ["I2V-A14B", "TI2V-5B"]
@@ -280,6 +283,47 @@ def test_what_does_not_fit_is_one_sentence_before_anything_is_opened(
     sentence = refused(capsys, "train", "--clips", jobs[kind].clips, "--run", tmp_path / "run", *named)
     assert re.search(told, sentence)
     assert not (tmp_path / "run").exists()
+
+
+def test_an_update_that_does_not_fit_the_memory_is_refused_with_a_size_that_does(
+    jobs, tmp_path, capsys, monkeypatch, caplog
+):
+    job = jobs["I2V-A14B"]
+    larger = ["--width", "320", "--height", "320", "--frames", "33"]
+    settings, model = replace(LOCAL_14B.ipro, first_tuned_step=3), open_wan_file(job.files["model"])
+    half = plan_wan(model, Framing(320, 320, 17), DeviceSettings(), (settings, 2))
+    for name in OPENERS:
+        monkeypatch.setattr(wan_studio, name, lambda *_, **__: pytest.fail("a network was opened"))
+    monkeypatch.setattr(wan_studio, "device_bytes", lambda device: half.device_bytes)
+    told = refused(capsys, *job.train(tmp_path / "run"), *larger)
+    assert "17 frames of 320x320 would fit" in told and not (tmp_path / "run").exists()
+    # Whoever places all by hand is warned and goes on.
+    by_hand = DeviceSettings(resident_blocks=2, states_on_host="no")
+    assert plan_wan(model, Framing(320, 320, 33), by_hand, (settings, 2)).placement.resident is None
+    assert "more memory than there is" in caplog.text
+
+
+def test_a_run_prints_its_plan_before_it_begins(jobs, tmp_path, caplog):
+    job = jobs["TI2V-5B"]
+    with caplog.at_level("INFO"):
+        assert main(job.train(tmp_path / "run")) == 0
+    assert re.search(
+        r"TI2V-5B, 32x32, 5 frames: 2 tokens, .* PFLOP a video\nall blocks on the device", caplog.text
+    )
+
+
+def test_with_a_draft_only_the_faces_are_decoded_in_an_update(jobs, tmp_path, capsys, monkeypatch):
+    job, draft = jobs["TI2V-5B"], tiny_wan.draft(tmp_path / "taew2_2.safetensors", "TI2V-5B")
+    made = []
+    monkeypatch.setattr(studio, "DraftedVae", lambda *given: made.append(DraftedVae(*given)) or made[-1])
+    assert main([*job.train(tmp_path / "run"), "--draft", str(draft)]) == 0
+    (codec,) = made
+    assert codec.judged == 2  # two updates of one video
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["files"]["draft"] == str(draft) and config["sha256"]["draft"]
+    other = tiny_wan.draft(tmp_path / "taew2_1.safetensors", "I2V-A14B")
+    told = refused(capsys, *job.train(tmp_path / "other"), "--draft", str(other))
+    assert "give taew2_2 with --draft" in told
 
 
 def test_wan_2_1_image_to_video_is_refused_by_name(jobs, tmp_path, capsys):

@@ -15,6 +15,7 @@ from vae_networks import official_tensors
 from wan_layouts import tiny_state, write_layout
 
 from ipro_core.clips.video import write_video
+from ipro_core.models.taehv import TinyAutoencoder
 
 SIZE = ["--width", "32", "--height", "32", "--frames", "5"]
 SMALL = ["--batch-size", "1", "--updates", "2", "--rank", "2", "--boundary-seeds", "2"]
@@ -45,6 +46,14 @@ def vae(path: Path, kind: str) -> Path:
     bias = tensors["decoder.head.2.bias"]
     tensors["decoder.head.2.bias"] = torch.tensor([0.85, -0.85, -0.85]).repeat_interleave(len(bias) // 3)
     save_file(tensors, path)
+    return path
+
+
+def draft(path: Path, kind: str) -> Path:
+    """The draft codec of a kind, at its own small size."""
+    wide = kind == "TI2V-5B"
+    network = TinyAutoencoder(48 if wide else 16, patch=2 if wide else 1)
+    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, path)
     return path
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..models.plan import Plan, plan_update
-from ..models.rate import Rate, measured_rate
+from ..models.rate import Rate, host_bytes, measured_rate
 from ..models.vae import WanVae
 from ..models.wan import WanVideoModel
 from ..models.wan_files import load_transformer
@@ -38,7 +38,7 @@ def true_size_rows(device: torch.device) -> Iterator[dict[str, Any]]:
             try:
                 plan = plan_update(
                     size.kind, size.width, size.height, size.frames,
-                    device_bytes=cap * 10**9, host_bytes=_host_bytes(), rate=rate, device=device,
+                    device_bytes=cap * 10**9, host_bytes=host_bytes(), rate=rate, device=device,
                 )  # fmt: skip
             except ValueError as refusal:
                 yield {"size": str(size), "cap GB": cap, "refused": str(refusal)}
@@ -86,11 +86,3 @@ def _one(size: Size, plan: Plan, rate: Rate, device: torch.device) -> dict[str, 
         "PFLOP": ledger.flops / 1e15,
         "share of the card's rate": ledger.flops / seconds / rate.flops,
     }
-
-
-def _host_bytes() -> int:
-    import os
-
-    if hasattr(os, "sysconf"):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return 64 * 10**9

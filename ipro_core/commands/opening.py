@@ -52,6 +52,7 @@ def open_job(
     *,
     preset: str | None = None,
     looks_at_faces: bool = True,
+    tuned: bool = False,
 ) -> Job:
     """Real Wan where a network is named, else the embedded world.
 
@@ -59,6 +60,7 @@ def open_job(
         config: of a run, or the settings of a LoRA; empty where there is none.
         given: knobs that were given as flags.
         preset: where settings come from without a config; by default the model's own.
+        tuned: whether updates are what the memory is planned for.
 
     Raises:
         ValueError: files or settings that do not go together.
@@ -77,7 +79,8 @@ def open_job(
         own = "local-5b" if open_wan_file(wan.model).kind == "TI2V-5B" else "local-14b"
         plan = _plan(config, preset or own).changed(**given)
         pack = find_pack(files["faces"] or "antelopev2", pack_roots()) if looks_at_faces else None
-        studio = open_wan(wan, pack, plan.framing, wanted)
+        tuning = (plan.ipro, plan.rank) if tuned else None
+        studio = open_wan(wan, pack, plan.framing, wanted, tuning)
     else:
         strays = [name for name in FILES if name != "cache" and files[name]]
         if strays:

@@ -70,7 +70,9 @@ def add_tuning(parser: argparse.ArgumentParser) -> None:
 def tune(options: argparse.Namespace) -> None:
     """Begin or continue the run in options.run."""
     begun = read_config(options.run) if options.resume and (options.run / "config.json").exists() else {}
-    job = open_job(options, begun, given_knobs(options, "reward", "rank", *KNOBS), preset=options.preset)
+    job = open_job(
+        options, begun, given_knobs(options, "reward", "rank", *KNOBS), preset=options.preset, tuned=True
+    )
     studio, plan = job.studio, job.plan
     clips = [str(clip.resolve()) for clip in find_videos(options.clips)] or begun.get("clips", [])
     if job.is_wan and not clips:
@@ -93,6 +95,7 @@ def tune(options: argparse.Namespace) -> None:
                 f"{size.frames} frames of {size.width}x{size.height}; "
                 f"{plan.loop.updates} updates of {plan.loop.batch_size} videos."
             )
+            logger.info(studio.plan)
         prepare(job.prepare(scenes))
         tuner = Tuner(job, usable(studio, scenes))
         with closing(tuner.records(run)) as records:

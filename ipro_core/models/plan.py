@@ -25,8 +25,8 @@ and result, the projections before and after rotation, their gradients, the cota
 _FORK_TENSORS = 4
 """More of them at an anchored step, where a second cotangent waits and the first has been pulled."""
 _KEPT_TENSORS, _KEPT_ANCHOR_TENSORS = 1.5, 2
-"""What a pass of the rollout that is kept for the gradient leaves beside its states: the last block's result and
-the exit's graph, and these once more at an anchored step."""
+"""What a pass of the rollout that is kept for the gradient leaves beside its states: the last block's result
+and the exit's graph, and these once more at an anchored step."""
 _FORWARD_TENSORS = 6.5
 """Alive in a pass without a gradient: a block's input and result, attention's three and their rotation."""
 _PIECE_BYTES = 5 * (64 << 20)
@@ -67,10 +67,10 @@ class Plan:
         states = "host" if self.placement.states_on_host else "device"
         doubt = "" if self.measured else " (predicted, not yet measured on a GPU)"
         return (
-            f"{self.model}, {self.size}: {self.tokens} tokens, {self.flops / 1e15:.3g} PFLOP an update\n"
+            f"{self.model}, {self.size}: {self.tokens} tokens, {self.flops / 1e15:.3g} PFLOP a video\n"
             f"{placed}; what the gradient needs waits on the {states}\n"
             f"{self.device_bytes / 1e9:.1f} GB on the device, {self.host_bytes / 1e9:.1f} GB on the host, "
-            f"about {self.seconds:.0f} s an update and video{doubt}"
+            f"about {self.seconds:.3g} s an update and video{doubt}"
         )
 
 
