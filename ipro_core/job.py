@@ -110,18 +110,20 @@ class Tuner:
         return train(self.model, self.objective, self.samples, self.plan.loop, run)
 
 
+class NoFaceError(ValueError):
+    """No clip shows a face."""
+
+
 def usable(studio: Studio, scenes: Sequence[Scene]) -> list[Scene]:
     """The prepared scenes that show a face.
 
     Raises:
-        ValueError: there is none.
+        NoFaceError: there is none.
     """
     kept = studio.with_faces(scenes)
     left_out = [scene.name for scene in scenes if scene not in kept]
     if not kept:
-        raise ValueError(
-            "No clip shows a face that is large enough: begin a run in another folder with clips that do."
-        )
+        raise NoFaceError("No clip shows a face that is large enough: give clips that do.")
     if left_out:
         logger.warning("Left out for want of a face: %s.", ", ".join(left_out))
     return kept

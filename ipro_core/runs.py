@@ -18,7 +18,7 @@ import os
 import platform
 import re
 from collections.abc import Collection, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -114,6 +114,17 @@ class Run:
     @property
     def writable(self) -> bool:
         return self._lock.is_locked
+
+    def discard(self) -> None:
+        """Take back `create`, where nothing came of it: what it wrote, and each folder that holds nothing
+        else."""
+        for name in ("config.json", "environment.json"):
+            (self.folder / name).unlink()
+        self.close()
+        (self.folder / "run.lock").unlink(missing_ok=True)
+        for folder in (self.folder / "state", self.samples, self.adapters, self.folder):
+            with suppress(OSError):  # not empty: somebody else's
+                folder.rmdir()
 
     def append(self, record: StepRecord, seconds: float) -> None:
         """Add an update to metrics.jsonl, and the time it took to times.jsonl."""

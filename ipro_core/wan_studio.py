@@ -4,6 +4,7 @@ Nothing large is read here. What does not fit together is told in one sentence b
 """
 
 import logging
+import re
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -261,3 +262,18 @@ def _check_others(files: WanFiles, model: WanFile, high_noise: WanFile | None) -
                 "No few-step LoRA for %s: a few steps without guidance want one, or a network that has it.",
                 network.path.name,
             )
+    if high_noise and files.lightning and files.lightning == files.high_lightning:
+        logger.warning(
+            "Both experts get %s: a few-step LoRA is made for one of them.", Path(files.lightning).name
+        )
+    elif high_noise and (_says(files.lightning, "high", "low") or _says(files.high_lightning, "low", "high")):
+        logger.warning(
+            "By their names the few-step LoRAs are swapped: --lightning is for the low-noise expert, "
+            "--high-lightning for the other."
+        )
+
+
+def _says(file: str, noise: str, other: str) -> bool:
+    """Whether a file's name speaks of one noise and not of the other: "…-HIGH-lora", "low_noise_model"."""
+    words = set(re.split(r"[^a-z]+", Path(file).stem.lower().replace("noise", "")))
+    return noise in words and other not in words

@@ -312,6 +312,50 @@ def test_a_run_prints_its_plan_before_it_begins(jobs, tmp_path, caplog):
     )
 
 
+def test_text_to_video_is_tuned_sampled_and_judged_and_wants_no_picture(tmp_path, capsys):
+    job = Job(tmp_path, "T2V-1.3B")
+    steps = read_metrics(job.run)
+    assert len(steps) == 2 and all(step.metrics["grad_norm"] > 0 for step in steps)
+    out = tmp_path / "made.mp4"
+    assert (
+        main(["sample", "--prompt", "a person walks", "--run", str(job.run), "-o", str(out), "--json"]) == 0
+    )
+    assert answer(capsys)["frames"] == 5 and read_frames(out).shape == (5, 3, 32, 32)
+    others = tiny_wan.write_clips(tmp_path / "others", first=2)
+    given = ["--run", str(job.run), "--clips", str(others), "--seeds", "1", "--json"]
+    assert main(["evaluate", *given]) == 0
+    assert answer(capsys)["pairs"] == 2
+
+
+def test_image_to_video_without_a_picture_is_refused(jobs, capsys):
+    told = refused(capsys, "sample", "--prompt", "walks", "--run", jobs["TI2V-5B"].run)
+    assert "TI2V-5B makes a video of a picture: give its first frame." in told
+
+
+def test_a_run_that_finds_no_face_leaves_no_folder(jobs, tmp_path, capsys):
+    job, clips = jobs["TI2V-5B"], tmp_path / "faceless"
+    clips.mkdir()
+    write_video(clips / "wall.mp4", torch.full((12, 3, 128, 128), 0.5), fps=16)
+    told = refused(capsys, *job.train(tmp_path / "none"), "--clips", clips)
+    assert "No clip shows a face that is large enough" in told and not (tmp_path / "none").exists()
+
+
+def test_swapped_few_step_loras_are_noticed_by_their_names(jobs, caplog):
+    job = jobs["I2V-A14B"]
+    named = {flag.replace("-", "_"): str(file) for flag, file in job.files.items()}
+    pack = Path(named.pop("faces"))
+
+    def warnings(**change: str) -> str:
+        caplog.clear()
+        open_wan(WanFiles(**(named | change)), pack, Framing(32, 32, 5), DeviceSettings())
+        return " ".join(r.getMessage() for r in caplog.records if r.levelname == "WARNING")
+
+    low, high = named["lightning"], named["high_lightning"]
+    assert warnings() == ""
+    assert "are swapped" in warnings(lightning=high, high_lightning=low)
+    assert "Both experts get low_lora.safetensors" in warnings(high_lightning=low)
+
+
 def test_with_a_draft_only_the_faces_are_decoded_in_an_update(jobs, tmp_path, capsys, monkeypatch):
     job, draft = jobs["TI2V-5B"], tiny_wan.draft(tmp_path / "taew2_2.safetensors", "TI2V-5B")
     made = []

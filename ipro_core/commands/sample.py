@@ -1,8 +1,10 @@
-"""`ipro sample`: a first frame and a prompt become a video."""
+"""`ipro sample`: a first frame and a prompt, or a prompt alone, become a video."""
 
 import argparse
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ..clips.scenes import ShownScene, fit
 from ..clips.video import read_image, write_video
@@ -26,9 +28,15 @@ def sample(options: argparse.Namespace) -> dict[str, Any]:
     job = open_job(options, config, given_knobs(options, *SAMPLING), looks_at_faces=False)
     studio, settings = job.studio, job.plan.ipro
     check_adapter(options, studio)
-    first_CHW = fit(read_image(options.image)[None], studio.framing)[0]
-    frames_TCHW = first_CHW.expand(studio.framing.frames, -1, -1, -1)
-    scene = ShownScene(options.image.stem, options.prompt, frames_TCHW)
+    framing = studio.framing
+    if options.image:
+        first_CHW = fit(read_image(options.image)[None], framing)[0]
+    elif studio.kind.startswith("T2V"):
+        first_CHW = torch.zeros(3, framing.height, framing.width)  # the model is not told of it
+    else:
+        raise ValueError(f"{studio.kind} makes a video of a picture: give its first frame.")
+    frames_TCHW = first_CHW.expand(framing.frames, -1, -1, -1)
+    scene = ShownScene((options.image or options.out).stem, options.prompt, frames_TCHW)
     prepare(studio.prepare([scene], settings, [options.seed], faces=False))
     sampler = Sampler(studio, open_tuned(options, studio), studio.codec.open(), settings)
     video_TCHW = sampler.generate(scene, options.seed)
@@ -39,7 +47,7 @@ def sample(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def sample_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("image", type=Path, help="The first frame.")
+    parser.add_argument("image", type=Path, nargs="?", help="The first frame; none for text-to-video.")
     parser.add_argument("--prompt", default="", help="What happens.")
     parser.add_argument("--run", type=Path, help="A run: its networks, and its newest adapter.")
     parser.add_argument("--lora", type=Path, help="Or a LoRA to apply.")

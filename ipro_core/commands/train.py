@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..clips.scenes import find_videos
-from ..job import LORA, Tuner, name_of_scenes, save_adapter, showing_faces, usable
+from ..job import LORA, NoFaceError, Tuner, name_of_scenes, save_adapter, showing_faces, usable
 from ..rewards.base import reward_catalogue
 from ..rewards.face_pool import FacePoolReward
 from ..runs import Run, read_config, read_metrics
@@ -97,7 +97,13 @@ def tune(options: argparse.Namespace) -> None:
             )
             logger.info(studio.plan)
         prepare(job.prepare(scenes))
-        tuner = Tuner(job, usable(studio, scenes))
+        try:
+            scenes = usable(studio, scenes)
+        except NoFaceError:
+            if not begun:
+                run.discard()
+            raise
+        tuner = Tuner(job, scenes)
         with closing(tuner.records(run)) as records:
             bar: Any = progress(records, "tuning", total=plan.loop.updates)
             for record in bar:
