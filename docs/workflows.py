@@ -91,11 +91,11 @@ def tiny_world() -> Graph:
 
 TINY_WORLD = """## The tiny world
 
-The whole pipeline on a CPU, in minutes, with what the pack brings: people of an embedded world, its face networks,
-its video model. Queue it: **Train** tunes a LoRA on 200 scenes and shows reward, KL and videos as it goes.
+The whole pipeline on a CPU, in minutes, with what the pack brings: people of an embedded world, its face
+networks, its video model. Queue it: **Train** tunes a LoRA on 200 scenes and shows reward, KL and videos.
 
-Cancel whenever you like: queueing again goes on. Then people who were never tuned on are judged, base against tuned
-from the same noise, and a report is written to output/ipro."""
+Cancel whenever you like: queueing again goes on. Then people who were never tuned on are judged, base against
+tuned from the same noise, and a report is written to output/ipro."""
 
 WORKFLOWS = {"6_tiny_world": (tiny_world, TINY_WORLD)}
 

@@ -1,4 +1,4 @@
-"""Graphs in the host's two forms: what is queued, and what a workflow's file holds for the page (flat, 0.4)."""
+"""Graphs in the host's two forms: what is queued, and a workflow's file for the page (flat, 0.4)."""
 
 import json
 from collections.abc import Mapping
@@ -33,11 +33,13 @@ def to_api(workflow: Mapping[str, Any], facts: Facts) -> dict[str, Any]:
     return prompt
 
 
-def to_page(prompt: Mapping[str, Any], facts: Facts, notes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def to_page(
+    prompt: Mapping[str, Any], facts: Facts, notes: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """A graph that is told by node names, laid out in columns from left to right.
 
     Args:
-        prompt: name → {"class_type", "inputs", and "title" or "properties" if wanted}; a link is [name, index].
+        prompt: name → {"class_type", "inputs", also "title", "properties"}; a link is [name, index].
         notes: of the workflow: {"text": …} becomes a note at the left.
     """
     ids = {name: number for number, name in enumerate(prompt, start=1)}
@@ -88,7 +90,9 @@ def to_page(prompt: Mapping[str, Any], facts: Facts, notes: Mapping[str, Any] | 
                 "inputs": sockets,
                 "outputs": [
                     {"name": label, "type": kind, "links": None, "slot_index": index}
-                    for index, (label, kind) in enumerate(zip(about["output_name"], about["output"], strict=True))
+                    for index, (label, kind) in enumerate(
+                        zip(about["output_name"], about["output"], strict=True)
+                    )
                 ],
                 "properties": {"Node name for S&R": node["class_type"], **node.get("properties", {})},
                 "widgets_values": values,
@@ -99,7 +103,13 @@ def to_page(prompt: Mapping[str, Any], facts: Facts, notes: Mapping[str, Any] | 
         output = nodes[source - 1]["outputs"][index]
         output["links"] = [*(output["links"] or []), link]
     if notes:
-        note = {"id": len(nodes) + 1, "type": "MarkdownNote", "pos": [-420, 0], "size": [380, 380], "flags": {}}
+        note = {
+            "id": len(nodes) + 1,
+            "type": "MarkdownNote",
+            "pos": [-420, 0],
+            "size": [380, 380],
+            "flags": {},
+        }
         note |= {"order": len(nodes), "mode": 0, "inputs": [], "outputs": [], "properties": {}}
         nodes.append({**note, "widgets_values": [notes["text"]]})
     counts = {"last_node_id": len(nodes), "last_link_id": len(links)}

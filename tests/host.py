@@ -21,6 +21,18 @@ from typing import Any
 
 PACK = Path(__file__).resolve().parents[1]
 SECONDS_TO_START = 120
+PROBE = """
+import sys
+from aiohttp import web
+from server import PromptServer
+
+NODE_CLASS_MAPPINGS = {}
+
+@PromptServer.instance.routes.get("/probe/modules")
+async def modules(request):
+    return web.json_response(sorted(sys.modules))
+"""
+"""A pack beside ours that tells what the host's process has imported."""
 
 
 def find_host() -> Path | None:
@@ -50,8 +62,10 @@ class Host:
             where += ["--front-end-root", str(self.base)]  # no page, but all that a page asks for
         main = [sys.executable, str(Path(__file__).with_name("host_main.py")), "--port", str(self.port)]
         command = [*main, "--cpu", "--disable-api-nodes", *where]
-        # Networks this small only wait for each other's threads.
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        (self.base / "custom_nodes" / "probe.py").write_text(PROBE)
+        # One thread, because networks this small only wait for each other's; bytecode as every user has it.
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        environment |= {"OMP_NUM_THREADS": "1", "PYTHONPYCACHEPREFIX": str(self.base / "bytecode")}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command, cwd=self.checkout, stdout=log, stderr=log, env=environment, start_new_session=True
@@ -61,7 +75,7 @@ class Host:
             if self.process.poll() is not None:
                 break
             try:
-                self.get("/system_stats")
+                self.modules_at_start: list[str] = self.get("/probe/modules")
                 return self
             except OSError:
                 time.sleep(0.2)
@@ -83,6 +97,10 @@ class Host:
     def get(self, path: str) -> Any:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=30) as answer:
             return json.loads(answer.read())
+
+    def start_up(self) -> float:
+        """Seconds that the pack took, by the newest of the host's import times lines."""
+        return float(re.findall(r"([\d.]+) seconds: .*ComfyUI-IPRO", self.log.read_text())[-1])
 
     def post(self, path: str, message: Mapping[str, Any]) -> Any:
         """What the host answers, also where it refuses."""
