@@ -31,7 +31,7 @@ class LoadClips(io.ComfyNode):
                     tooltip="A video in the input folder, or a folder of videos in it (its name ends in /).",
                 )
             ],
-            outputs=[CLIPS.Output("clips", tooltip="The clips, not read yet.")],
+            outputs=[CLIPS.Output(display_name="clips", tooltip="The clips, not read yet.")],
         )
 
     @classmethod
@@ -79,7 +79,7 @@ class TinyWorldClips(io.ComfyNode):
                     tooltip="Other scenes of the same people's world.",
                 ),
             ],
-            outputs=[CLIPS.Output("clips", tooltip="The scenes, not drawn yet.")],
+            outputs=[CLIPS.Output(display_name="clips", tooltip="The scenes, not drawn yet.")],
         )
 
     @classmethod
@@ -103,10 +103,12 @@ class ShowClip(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output("frames", tooltip="The clip."),
-                io.Image.Output("first_frame", tooltip="Its first frame, the input of image-to-video."),
-                io.String.Output("prompt", tooltip="What is asked of the first frame."),
-                io.Float.Output("fps", tooltip="Frames per second."),
+                io.Image.Output(display_name="frames", tooltip="The clip."),
+                io.Image.Output(
+                    display_name="first_frame", tooltip="Its first frame, the input of image-to-video."
+                ),
+                io.String.Output(display_name="prompt", tooltip="What is asked of the first frame."),
+                io.Float.Output(display_name="fps", tooltip="Frames per second."),
             ],
         )
 
@@ -143,7 +145,7 @@ class BuildDataset(io.ComfyNode):
                     "pool", optional=True, tooltip="One person's faces, where all clips show that person."
                 ),
             ],
-            outputs=[DATASET.Output("dataset", tooltip="For Train.")],
+            outputs=[DATASET.Output(display_name="dataset", tooltip="For Train.")],
         )
 
     @classmethod

@@ -59,9 +59,13 @@ class FaceSimilarity(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Float.Output("similarity", tooltip="Mean cosine; a missing face counts 0."),
-                io.Float.Output("coverage", tooltip="The share of the frames that show the face."),
-                io.Float.Output("gain", tooltip="The first video's similarity less the other's."),
+                io.Float.Output(display_name="similarity", tooltip="Mean cosine; a missing face counts 0."),
+                io.Float.Output(
+                    display_name="coverage", tooltip="The share of the frames that show the face."
+                ),
+                io.Float.Output(
+                    display_name="gain", tooltip="The first video's similarity less the other's."
+                ),
             ],
             is_output_node=True,
         )
@@ -109,8 +113,8 @@ class CompareRuns(io.ComfyNode):
                 ),
             ],
             outputs=[
-                COMPARISON.Output("comparison", tooltip="For Report."),
-                io.Float.Output("gain", tooltip="FaceSim, tuned less base."),
+                COMPARISON.Output(display_name="comparison", tooltip="For Report."),
+                io.Float.Output(display_name="gain", tooltip="FaceSim, tuned less base."),
             ],
             is_output_node=True,
         )
@@ -168,7 +172,9 @@ class Report(io.ComfyNode):
             "One page of all that was measured, with intervals, film strips, and the signs of a hack: "
             "report.html in the run's folder.",
             inputs=[COMPARISON.Input("comparison", tooltip="From Compare Runs.")],
-            outputs=[io.String.Output("report", tooltip="Where the page lies, in the output folder.")],
+            outputs=[
+                io.String.Output(display_name="report", tooltip="Where the page lies, in the output folder.")
+            ],
             is_output_node=True,
         )
 

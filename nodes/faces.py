@@ -39,7 +39,11 @@ class LoadFaceModels(io.ComfyNode):
                     tooltip="The folder in models/insightface/models.",
                 )
             ],
-            outputs=[FACE_MODELS.Output("face_models", tooltip="Detector and recogniser, not open yet.")],
+            outputs=[
+                FACE_MODELS.Output(
+                    display_name="face_models", tooltip="Detector and recogniser, not open yet."
+                )
+            ],
         )
 
     @classmethod
@@ -84,10 +88,12 @@ class BuildFacePool(io.ComfyNode):
                 ),
             ],
             outputs=[
-                FACE_POOL.Output("pool", tooltip="The faces; empty where none was found."),
-                io.Float.Output("coverage", tooltip="The share of the frames that show the face."),
+                FACE_POOL.Output(display_name="pool", tooltip="The faces; empty where none was found."),
                 io.Float.Output(
-                    "self_similarity",
+                    display_name="coverage", tooltip="The share of the frames that show the face."
+                ),
+                io.Float.Output(
+                    display_name="self_similarity",
                     tooltip="Mean cosine between two faces of the pool: 0.8 and more is one person, 0.2 to "
                     "0.35 are several people mixed.",
                 ),
@@ -132,7 +138,7 @@ class ShowFaces(io.ComfyNode):
                 io.MultiType.Input("clip", [io.Image, io.Video], tooltip="The clip that the pool is from."),
                 FACE_POOL.Input("pool", tooltip="From Build Face Pool."),
             ],
-            outputs=[io.Image.Output("faces", tooltip="One contact sheet.")],
+            outputs=[io.Image.Output(display_name="faces", tooltip="One contact sheet.")],
         )
 
     @classmethod
@@ -154,7 +160,7 @@ class MergeFacePools(io.ComfyNode):
             CATEGORY,
             "One person's pool out of several clips.",
             inputs=[FACE_POOL.Input("pool_1", tooltip="One clip's faces."), *more],
-            outputs=[FACE_POOL.Output("pool", tooltip="All faces; empty pools add none.")],
+            outputs=[FACE_POOL.Output(display_name="pool", tooltip="All faces; empty pools add none.")],
         )
 
     @classmethod
@@ -176,7 +182,7 @@ class SaveFacePool(io.ComfyNode):
                 FACE_POOL.Input("pool", tooltip="From Build Face Pool."),
                 io.String.Input("name", default="person", tooltip="Its file's name."),
             ],
-            outputs=[FACE_POOL.Output("same_pool", tooltip="The same pool.")],
+            outputs=[FACE_POOL.Output(display_name="pool", tooltip="The same pool.")],
             is_output_node=True,
         )
 
@@ -204,7 +210,7 @@ class LoadFacePool(io.ComfyNode):
                     tooltip="A file in output/ipro/pools.",
                 )
             ],
-            outputs=[FACE_POOL.Output("pool", tooltip="The faces.")],
+            outputs=[FACE_POOL.Output(display_name="pool", tooltip="The faces.")],
         )
 
     @classmethod

@@ -35,7 +35,7 @@ class LoadTinyWorld(io.ComfyNode):
             "The embedded video model, of Wan's architecture and with the tiny world's people: the whole "
             "pipeline on a CPU, in minutes, without a download.",
             inputs=[],
-            outputs=[MODEL.Output("video_model", tooltip="Not open yet.")],
+            outputs=[MODEL.Output(display_name="video_model", tooltip="Not open yet.")],
         )
 
     @classmethod
@@ -63,7 +63,7 @@ class LoadWanExpert(io.ComfyNode):
             "time: I2V-A14B's two experts (bf16, fp16, fp8, int8, GGUF), or TI2V-5B without a high-noise "
             "one.",
             inputs=[*menus, *_judge(), *widgets(Framing), *widgets(DeviceSettings, plain=("",))],
-            outputs=[MODEL.Output("video_model", tooltip="Not open yet.")],
+            outputs=[MODEL.Output(display_name="video_model", tooltip="Not open yet.")],
         )
 
     @classmethod

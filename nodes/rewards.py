@@ -29,7 +29,11 @@ def reward_node(name: str, kind: type) -> type[io.ComfyNode]:
                 CATEGORY,
                 " ".join(inspect.getdoc(kind).split()),  # type: ignore[union-attr]
                 inputs=widgets(kind),
-                outputs=[REWARD.Output("reward", tooltip="For the IPRO Objective, or for Score Video.")],
+                outputs=[
+                    REWARD.Output(
+                        display_name="reward", tooltip="For the IPRO Objective, or for Score Video."
+                    )
+                ],
             )
 
         @classmethod
@@ -56,8 +60,10 @@ class ScoreVideo(io.ComfyNode):
                 REWARD.Input("reward", tooltip="How to score."),
             ],
             outputs=[
-                io.Float.Output("score", tooltip="Eq. 6: at most the pool's ceiling."),
-                io.Float.Output("coverage", tooltip="The share of the frames that show the face."),
+                io.Float.Output(display_name="score", tooltip="Eq. 6: at most the pool's ceiling."),
+                io.Float.Output(
+                    display_name="coverage", tooltip="The share of the frames that show the face."
+                ),
             ],
             is_output_node=True,
         )

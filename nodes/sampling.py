@@ -44,9 +44,9 @@ class SampleVideo(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output("tuned", tooltip="With the adapter."),
-                io.Image.Output("base", tooltip="Without it, from the same noise."),
-                io.Float.Output("fps", tooltip="Frames per second, for Create Video."),
+                io.Image.Output(display_name="tuned", tooltip="With the adapter."),
+                io.Image.Output(display_name="base", tooltip="Without it, from the same noise."),
+                io.Float.Output(display_name="fps", tooltip="Frames per second, for Create Video."),
             ],
         )
 

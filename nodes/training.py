@@ -44,7 +44,7 @@ class IproObjective(io.ComfyNode):
                 REWARD.Input("reward", tooltip="What is rewarded."),
                 *widgets(IproSettings, plain=("steps", "shift", "grad_steps", "reward_weight", "kl_weight")),
             ],
-            outputs=[OBJECTIVE.Output("objective", tooltip="For Train and Sample Video.")],
+            outputs=[OBJECTIVE.Output(display_name="objective", tooltip="For Train and Sample Video.")],
         )
 
     @classmethod
@@ -81,9 +81,13 @@ class Train(io.ComfyNode):
                 ),
             ],
             outputs=[
-                RUN.Output("run", tooltip="Its folder, for Sample Video, Compare Runs and Save LoRA."),
-                io.LoraModel.Output("lora", tooltip="For the host's own Load LoRA Model."),
-                io.LossMap.Output("loss", tooltip="What was minimised, for the host's own Plot Loss Graph."),
+                RUN.Output(
+                    display_name="run", tooltip="Its folder, for Sample Video, Compare Runs and Save LoRA."
+                ),
+                io.LoraModel.Output(display_name="lora", tooltip="For the host's own Load LoRA Model."),
+                io.LossMap.Output(
+                    display_name="loss", tooltip="What was minimised, for the host's own Plot Loss Graph."
+                ),
             ],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
@@ -191,7 +195,9 @@ class SaveLora(io.ComfyNode):
                     tooltip="In models/loras, without .safetensors. A file of that name is replaced.",
                 ),
             ],
-            outputs=[io.String.Output("lora_name", tooltip="As the host's LoRA loaders list it.")],
+            outputs=[
+                io.String.Output(display_name="lora_name", tooltip="As the host's LoRA loaders list it.")
+            ],
             is_output_node=True,
         )
 
@@ -216,9 +222,11 @@ class LoadRun(io.ComfyNode):
             "began it, or use `ipro train --resume`.",
             inputs=[io.Combo.Input("run", options=_runs(), tooltip="A folder in output/ipro.")],
             outputs=[
-                RUN.Output("loaded_run", tooltip="For Sample Video, Compare Runs and Save LoRA."),
-                io.LoraModel.Output("lora", tooltip="Its newest adapter, for the host's Load LoRA Model."),
-                io.LossMap.Output("loss", tooltip="For the host's own Plot Loss Graph."),
+                RUN.Output(display_name="run", tooltip="For Sample Video, Compare Runs and Save LoRA."),
+                io.LoraModel.Output(
+                    display_name="lora", tooltip="Its newest adapter, for the host's Load LoRA Model."
+                ),
+                io.LossMap.Output(display_name="loss", tooltip="For the host's own Plot Loss Graph."),
             ],
             is_output_node=True,
         )

@@ -75,13 +75,14 @@ def test_the_tiny_worlds_workflow_runs_from_clips_to_the_report(host, facts):
 
 
 def test_a_cancelled_run_is_saved_within_a_step_and_ends_as_the_unbroken_one(host, facts):
-    how = {"batch_size": 8, "updates": 4, "sample_every": 0}
+    how = {"batch_size": 12, "microbatch": 4, "updates": 3, "sample_every": 0}
     whole, train = only(tiny_graph(facts, name="unbroken", **how), "IPRO_Train")
     (unbroken,) = host.execute(whole)[train]["ipro_run"]
     broken, train = only(tiny_graph(facts, name="broken", **how), "IPRO_Train")
     prompt = host.queue(broken)
     run = unbroken["run"].replace("unbroken", "broken")
-    while len(host.get(f"/ipro/run?name={run}").get("records", [])) < 2:
+    metrics = host.base / "output" / "ipro" / run / "metrics.jsonl"
+    while not metrics.exists() or metrics.read_bytes().count(b"\n") < 1:
         time.sleep(0.02)
     assert [going["run"] for going in host.get("/ipro/active")["runs"]] == [run]
     pressed = time.monotonic()
@@ -91,10 +92,10 @@ def test_a_cancelled_run_is_saved_within_a_step_and_ends_as_the_unbroken_one(hos
     assert status["status_str"] == "error" and "execution_interrupted" in [
         name for name, _ in status["messages"]
     ]
-    # An update has 4 frozen and 8 tuned steps, forward and backward: one of them is far less than a half.
+    # An update is three parts of 8 steps and 4 backwards: one step is far less than half of it.
     assert waited < max(record["seconds"] for record in unbroken["records"]) / 2
     told = host.get(f"/ipro/run?name={run}")
-    assert told["state"] == "saved" and 2 <= len(told["records"]) < 4
+    assert told["state"] == "saved" and 1 <= len(told["records"]) < 3
     state = sorted((host.base / "output" / "ipro" / run / "state").glob("step-*"))[-1]
     assert state.stem == f"step-{len(told['records']):08d}"
     (ended,) = host.execute(broken)[train]["ipro_run"]
@@ -105,12 +106,16 @@ def test_a_finished_run_that_the_host_forgot_is_taken_up_and_not_trained_again(h
     prompt, train = only(tiny_graph(facts, name="kept", batch_size=4), "IPRO_Train")
     (first,) = host.execute(prompt)[train]["ipro_run"]
     written = (host.base / "output" / "ipro" / first["run"] / "metrics.jsonl").stat().st_mtime_ns
-    host.post("/free", {"unload_models": True, "free_memory": True})
-    time.sleep(1)  # the host forgets when it is idle
-    history = host.wait(host.queue(prompt))
+    for _ in range(20):  # the host forgets when it is idle, sooner or later
+        host.post("/free", {"unload_models": True, "free_memory": True})
+        time.sleep(0.5)
+        history = host.wait(host.queue(prompt))
+        (cached,) = [told for name, told in history["status"]["messages"] if name == "execution_cached"]
+        if train not in cached["nodes"]:
+            break
+    else:
+        pytest.fail("the host did not forget")
     assert history["outputs"][train]["ipro_run"] == [first]
-    cached = [told for name, told in history["status"]["messages"] if name == "execution_cached"]
-    assert train not in cached[0]["nodes"]
     assert (host.base / "output" / "ipro" / first["run"] / "metrics.jsonl").stat().st_mtime_ns == written
 
 
@@ -203,8 +208,11 @@ def test_a_strangers_workflow_writes_and_reads_only_where_it_may(host, facts):
     assert "leads out of loras" in error["exception_message"]
     assert not list(Path(host.base).rglob("escaped*"))
     clips = {"class_type": "IPRO_LoadClips", "inputs": {"source": "../../../etc/"}}
-    show = {"class_type": "PreviewAny", "inputs": {"source": ["clips", 0]}}
-    assert host.post("/prompt", {"prompt": {"clips": clips, "show": show}})["node_errors"]
+    show = {"class_type": "IPRO_ShowClip", "inputs": {"clips": ["clips", 0], "index": 0, "max_frames": 1}}
+    look = {"class_type": "PreviewImage", "inputs": {"images": ["show", 0]}}
+    history = host.wait(host.queue({"clips": clips, "show": show, "look": look}))
+    (error,) = [told for name, told in history["status"]["messages"] if name == "execution_error"]
+    assert "leads out of input" in error["exception_message"]
     for name in ("../../input", "no-such-run"):
         with pytest.raises(OSError, match="404"):
             host.get(f"/ipro/run?name={name}")
