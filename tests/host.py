@@ -21,18 +21,18 @@ from typing import Any
 
 PACK = Path(__file__).resolve().parents[1]
 SECONDS_TO_START = 120
-PROBE = """
-import sys
-from aiohttp import web
-from server import PromptServer
+WATCH = """
+import sys, traceback
 
-NODE_CLASS_MAPPINGS = {}
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("diffusers", "peft", "onnxruntime", "insightface", "cv2"):
+            if any("ComfyUI-IPRO" in frame.filename for frame in traceback.extract_stack()):
+                print("IMPORTED BY THE PACK:", name, flush=True)
 
-@PromptServer.instance.routes.get("/probe/modules")
-async def modules(request):
-    return web.json_response(sorted(sys.modules))
+sys.meta_path.insert(0, Watch())
 """
-"""A pack beside ours that tells what the host's process has imported."""
+"""Runs before all packs are loaded: the host itself may import some of these."""
 
 
 def find_host() -> Path | None:
@@ -62,10 +62,14 @@ class Host:
             where += ["--front-end-root", str(self.base)]  # no page, but all that a page asks for
         main = [sys.executable, str(Path(__file__).with_name("host_main.py")), "--port", str(self.port)]
         command = [*main, "--cpu", "--disable-api-nodes", *where]
-        (self.base / "custom_nodes" / "probe.py").write_text(PROBE)
+        watch = self.base / "custom_nodes" / "watch"
+        watch.mkdir(exist_ok=True)
+        (watch / "prestartup_script.py").write_text(WATCH)
+        (watch / "__init__.py").write_text("NODE_CLASS_MAPPINGS = {}")
         # One thread, because networks this small only wait for each other's; bytecode as every user has it.
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-        environment |= {"OMP_NUM_THREADS": "1", "PYTHONPYCACHEPREFIX": str(self.base / "bytecode")}
+        environment |= {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        environment |= {"PYTHONPYCACHEPREFIX": str(self.base / "bytecode")}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command, cwd=self.checkout, stdout=log, stderr=log, env=environment, start_new_session=True
@@ -75,7 +79,8 @@ class Host:
             if self.process.poll() is not None:
                 break
             try:
-                self.modules_at_start: list[str] = self.get("/probe/modules")
+                self.get("/system_stats")
+                self.imported_at_start = re.findall("IMPORTED BY THE PACK: (.*)", self.log.read_text())
                 return self
             except OSError:
                 time.sleep(0.2)
@@ -141,3 +146,7 @@ class Host:
 
 class HostLacksPackage(Exception):
     """The running environment cannot start the host."""
+
+
+if __name__ == "__main__":
+    print(find_host() or sys.exit("There is no ComfyUI checkout: set COMFYUI_DIR."))

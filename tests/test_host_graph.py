@@ -210,9 +210,11 @@ def test_a_strangers_workflow_writes_and_reads_only_where_it_may(host, facts):
     clips = {"class_type": "IPRO_LoadClips", "inputs": {"source": "../../../etc/"}}
     show = {"class_type": "IPRO_ShowClip", "inputs": {"clips": ["clips", 0], "index": 0, "max_frames": 1}}
     look = {"class_type": "PreviewImage", "inputs": {"images": ["show", 0]}}
-    history = host.wait(host.queue({"clips": clips, "show": show, "look": look}))
-    (error,) = [told for name, told in history["status"]["messages"] if name == "execution_error"]
-    assert "leads out of input" in error["exception_message"]
+    answer = host.post("/prompt", {"prompt": {"clips": clips, "show": show, "look": look}})
+    if not answer["node_errors"]:  # older hosts do not look into menus: then the node does
+        messages = host.wait(answer["prompt_id"])["status"]["messages"]
+        (error,) = [told for name, told in messages if name == "execution_error"]
+        assert "leads out of input" in error["exception_message"]
     for name in ("../../input", "no-such-run"):
         with pytest.raises(OSError, match="404"):
             host.get(f"/ipro/run?name={name}")
