@@ -4,13 +4,17 @@ TORCH := torch==2.13.0
 # Threads that wait without spinning: on a busy machine the networks here are ten times faster for it.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test check bench clean
+.PHONY: demo test test-host check bench clean
 
 demo: .venv/demo
 	.venv/bin/ipro demo
 
 test: .venv/test
 	.venv/bin/python -m pytest -q
+
+# The tests in a real ComfyUI: $COMFYUI_DIR, the host that the pack is installed in, or ~/ComfyUI.
+test-host: .venv-host/ready
+	IPRO_HOST_WANTED=1 .venv-host/bin/python -m pytest -q -m host
 
 bench: .venv/demo
 	.venv/bin/ipro bench
@@ -23,7 +27,7 @@ check: .venv/test
 	.venv/bin/pyright --pythonpath .venv/bin/python
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-host
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -35,4 +39,10 @@ clean:
 
 .venv/test: .venv/demo
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[test]"
+	touch $@
+
+.venv-host/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-host
+	.venv-host/bin/python -m pip install --quiet --disable-pip-version-check requests \
+		-r "$$($(PYTHON) tests/host.py)/requirements.txt" --editable ".[test]"
 	touch $@

@@ -1,1 +1,9 @@
-"""ComfyUI's door to the pack. It imports nothing: until its nodes are here, use the command line."""
+"""ComfyUI's door to the pack: it imports nothing before the host asks, and the core runs without a host."""
+
+WEB_DIRECTORY = "./web"
+
+
+async def comfy_entrypoint():
+    from .nodes import extension
+
+    return extension()

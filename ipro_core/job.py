@@ -13,10 +13,9 @@ from typing import Any
 
 from .cache import name_of
 from .clips.scenes import Scene
-from .models.base import watched
 from .models.lora import SETTINGS, LowRank, write_lora
 from .runs import Run, latest_state, read_config
-from .studio import Network, Sampler, Samples, Studio, Work
+from .studio import Sampler, Samples, Studio, Work
 from .tinyworld import VIDEO_MODEL
 from .training.ipro import IproObjective, TrainingSample
 from .training.loop import adapter_of, train
@@ -66,16 +65,8 @@ class Job:
         }
 
     def watched(self, look: Callable[[], None]) -> "Job":
-        """The same, but before every pass of a video model `look` is called, and may raise."""
-
-        def watch(network: Network[Any]) -> Network[Any]:
-            return replace(network, open=lambda: watched(network.open(), look))
-
-        high = self.studio.high_noise
-        studio = replace(
-            self.studio, model=watch(self.studio.model), high_noise=watch(high) if high else None
-        )
-        return replace(self, studio=studio)
+        """See `Studio.watched`."""
+        return replace(self, studio=self.studio.watched(look))
 
     def prepare(self, scenes: Sequence[Scene]) -> Iterator[Work]:
         """What training wants of scenes, stage by stage."""
@@ -158,6 +149,17 @@ def adapter_of_run(run: Path) -> tuple[int, dict[str, LowRank]]:
         name: LowRank(kept[f"{name}.lora_A.weight"], kept[f"{name}.lora_B.weight"], rank) for name in names
     }
     return state.step, layers
+
+
+def check_run_fits(run: Path, studio: Studio) -> None:
+    """Raise ValueError, before the network is opened, where a run's adapter is of another."""
+    for name, layer in adapter_of_run(run)[1].items():
+        shape = (len(layer.up_OR), layer.down_RI.shape[1])
+        if studio.shapes.get(f"{name}.weight") != shape:
+            raise ValueError(
+                f"The adapter in {run} is of another network: its {name}, {shape}, does not fit "
+                f"{studio.base}; leave out --model, or give the network it was tuned on."
+            )
 
 
 def save_adapter(run: Path, path: Path) -> int:

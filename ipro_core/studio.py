@@ -21,7 +21,7 @@ from .evaluation.compare import SceneVideos
 from .faces.detector import Detector
 from .faces.recognizer import Recognizer
 from .faces.tracks import face_box
-from .models.base import VideoCodec
+from .models.base import VideoCodec, watched
 from .models.condition import WanCondition, first_frame, wan_condition
 from .models.draft import DraftedVae
 from .models.taehv import DraftCodec
@@ -129,6 +129,16 @@ class Studio:
         networks = {"model": self.model, "high_noise": self.high_noise, "vae": self.codec}
         networks |= {"text_encoder": self.text, "faces": self.faces, "draft": self.draft}
         return {name: network.identity() for name, network in networks.items() if network}
+
+    def watched(self, look: Callable[[], None]) -> "Studio":
+        """The same, but before every pass of a video model `look` is called, and may raise: a way out within
+        one sampling step."""
+
+        def watch(network: Network[WanVideoModel]) -> Network[WanVideoModel]:
+            return replace(network, open=lambda: watched(network.open(), look))
+
+        high = self.high_noise and watch(self.high_noise)
+        return replace(self, model=watch(self.model), high_noise=high)
 
     def prepare(
         self, scenes: Sequence[Scene], settings: IproSettings, seeds: Sequence[int], *, faces: bool = True

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from .files import write_atomically
+from .files import fingerprint, write_atomically
 
 
 def knob(default: Any, help: str, *, min: float | None = None, max: float | None = None) -> Any:
@@ -127,6 +127,11 @@ class FacePool:
     def ceiling(self) -> float:
         """||mean embedding||: the highest value Eq. 6 can reach against this pool."""
         return self.embeddings_PD.mean(dim=0).norm().item() if len(self.embeddings_PD) else float("nan")
+
+    @property
+    def name(self) -> str:
+        """Tells its faces from any others."""
+        return fingerprint({"embeddings": self.embeddings_PD, "frames": self.frames_P})
 
     def save(self, path: Path | str) -> None:
         """Write the pool as safetensors, complete or not at all."""

@@ -79,6 +79,41 @@ def test_importing_every_room_loads_no_heavy_library():
     assert loaded.stdout.strip() == "[]"
 
 
+NODES = sorted((ROOT / "nodes").glob("*.py"))
+
+
+@pytest.mark.parametrize("source", NODES, ids=lambda path: path.name)
+def test_nodes_know_the_core_and_what_they_share_but_not_each_other(source):
+    tree = ast.parse(source.read_text())
+    assert ast.get_docstring(tree) and len(source.read_text().splitlines()) <= 350
+    assert not re.search(r"^(from|import) (ipro_core|nodes)\b", source.read_text(), re.MULTILINE)
+    if source.name == "__init__.py":  # the list of rooms; it imports them when the host asks
+        assert not [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+        return
+    imported = {
+        name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.level == 1
+        for name in ([node.module] if node.module else [alias.name for alias in node.names])
+    }
+    assert all(name.startswith("_") for name in imported), f"{source.name} imports another room's nodes"
+    if source.name.startswith("_"):
+        return
+    # The host is asked through _comfy, but for the words that a node is told in.
+    hosts = {"comfy", "folder_paths", "server", "execution", "comfy_execution"}
+    asked = {
+        (node.module or "").partition(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and not node.level
+    }
+    assert not asked & hosts
+
+
+def test_the_door_imports_nothing_before_the_host_asks():
+    tree = ast.parse((ROOT / "__init__.py").read_text())
+    assert not [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
 def test_requirements_are_the_projects_dependencies_and_never_pin_torch():
     project = (ROOT / "pyproject.toml").read_text()
     declared = re.search(r"^dependencies = \[(.*?)^\]", project, re.DOTALL | re.MULTILINE)

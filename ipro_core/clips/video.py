@@ -164,6 +164,14 @@ def write_video(path: Path | str, frames_TCHW: Tensor, fps: float, *, crf: int =
         temporary.unlink(missing_ok=True)
 
 
+def write_picture(path: Path | str, picture_CHW: Tensor) -> None:
+    """Write a picture in [0, 1] as its file's name says."""
+    from PIL import Image
+
+    levels_HWC = picture_CHW.detach().cpu().clamp(0, 1).mul(255).round().byte().movedim(0, 2)
+    Image.fromarray(levels_HWC.contiguous().numpy()).save(path)
+
+
 def read_image(path: Path | str) -> Tensor:
     """A picture file, turned upright: (3, H, W) in [0, 1].
 

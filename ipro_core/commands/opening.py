@@ -11,7 +11,7 @@ import torch
 
 from ..clips.scenes import find_videos
 from ..faces.packs import find_pack
-from ..job import Job, adapter_of_run
+from ..job import Job, adapter_of_run, check_run_fits
 from ..models.lora import check_lora, import_lora, lora_settings
 from ..models.wan import WanVideoModel
 from ..models.wan_files import open_wan_file
@@ -136,13 +136,7 @@ def check_adapter(options: argparse.Namespace, studio: Studio) -> None:
     if options.lora:
         check_lora(options.lora, studio.base, studio.shapes)
     elif options.run:
-        for name, layer in adapter_of_run(options.run)[1].items():
-            shape = (len(layer.up_OR), layer.down_RI.shape[1])
-            if studio.shapes.get(f"{name}.weight") != shape:
-                raise ValueError(
-                    f"The adapter in {options.run} is of another network: its {name}, {shape}, does not fit "
-                    f"{studio.base}; leave out --model, or give the network it was tuned on."
-                )
+        check_run_fits(options.run, studio)
 
 
 def open_tuned(options: argparse.Namespace, studio: Studio) -> WanVideoModel:

@@ -1,7 +1,7 @@
 """Pictures of videos for people: strips of frames, and two videos side by side."""
 
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 
 import numpy as np
@@ -83,3 +83,20 @@ def picture_address(picture_3HW: Tensor) -> str:
     levels = picture_3HW.permute(1, 2, 0).contiguous().numpy()
     Image.fromarray(levels).save(buffer, "JPEG", quality=88, subsampling=0)
     return "data:image/jpeg;base64," + b64encode(buffer.getvalue()).decode()
+
+
+def contact_sheet(pictures: Sequence[Tensor], boxes_N4: Tensor, *, size: int, columns: int) -> Tensor:
+    """The face of each picture (3, H, W), a little more than its box, in rows of `columns`: one picture."""
+    rows = max(1, -(-len(pictures) // columns))
+    sheet_CHW = torch.full((3, rows * size, columns * size), TITLE_PAPER)
+    for n, (picture_CHW, box_4) in enumerate(zip(pictures, boxes_N4.tolist(), strict=True)):
+        height, width = picture_CHW.shape[1:]
+        side = max(box_4[2] - box_4[0], box_4[3] - box_4[1]) * 1.3
+        left, top = (box_4[0] + box_4[2] - side) / 2, (box_4[1] + box_4[3] - side) / 2
+        rows_H, columns_W = (
+            (first + (torch.arange(size) + 0.5) / size * side).long().clamp(0, last - 1)
+            for first, last in ((top, height), (left, width))
+        )
+        y, x = n // columns * size, n % columns * size
+        sheet_CHW[:, y : y + size, x : x + size] = picture_CHW[:, rows_H][:, :, columns_W].clamp(0, 1)
+    return sheet_CHW

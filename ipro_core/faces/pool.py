@@ -83,6 +83,13 @@ def build_pool(
     )
 
 
+def empty_pool(recognizer: Recognizer, frames: int, source: str = "") -> FacePool:
+    """The pool of a clip that shows no face."""
+    none_P, unseen_T = torch.zeros(0, dtype=torch.int64), torch.zeros(frames, dtype=torch.bool)
+    embeddings_PD = torch.zeros(0, recognizer.dim)
+    return FacePool(embeddings_PD, none_P, unseen_T, torch.zeros(0, 4), recognizer.name, source)
+
+
 def merge_pools(pools: Sequence[FacePool]) -> FacePool:
     """One person's pool from several clips, frames counted on from clip to clip.
 

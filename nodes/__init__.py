@@ -1,0 +1,25 @@
+"""The graph's view of the core, a file for each room: nothing is computed here."""
+
+import logging
+
+
+def extension():
+    """What ComfyUI asks for: the pack, with its nodes and the addresses the page reads."""
+    try:
+        from comfy_api.latest import ComfyExtension
+
+        from . import clips, evaluation, faces, models, rewards, sampling, training
+        from ._monitor import add_routes
+
+        rooms = clips, faces, rewards, models, sampling, training, evaluation
+        nodes = [node for room in rooms for node in room.NODES]
+    except Exception:
+        logging.getLogger("ipro").exception("The nodes cannot be loaded.")  # the host tells one line of it
+        raise
+
+    class Ipro(ComfyExtension):
+        async def get_node_list(self):
+            add_routes()
+            return nodes
+
+    return Ipro()

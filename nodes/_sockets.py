@@ -1,0 +1,167 @@
+"""What the sockets carry: small frozen values and the core's own, never an open network; and frames."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..ipro_core.cache import name_of
+from ..ipro_core.clips.scenes import Scene, find_videos
+from ..ipro_core.evaluation.compare import Comparison
+from ..ipro_core.job import name_of_scenes, showing_faces
+from ..ipro_core.rewards.base import Reward
+from ..ipro_core.studio import Studio
+from ..ipro_core.tinyworld import open_tiny_world
+from ..ipro_core.tinyworld.scenes import tiny_scenes
+from ..ipro_core.training.ipro import IproSettings, TrainingSample
+from ..ipro_core.training.presets import PRESETS, Preset
+from ..ipro_core.types import FacePool, Framing
+from ..ipro_core.wan_studio import DeviceSettings, WanFiles, open_wan
+
+CLIPS = io.Custom("IPRO_CLIPS")
+DATASET = io.Custom("IPRO_DATASET")
+FACE_MODELS = io.Custom("IPRO_FACE_MODELS")
+FACE_POOL = io.Custom("IPRO_FACE_POOL")
+REWARD = io.Custom("IPRO_REWARD")
+MODEL = io.Custom("IPRO_MODEL")
+OBJECTIVE = io.Custom("IPRO_OBJECTIVE")
+RUN = io.Custom("IPRO_RUN")
+COMPARISON = io.Custom("IPRO_COMPARISON")
+
+
+@dataclass(frozen=True)
+class ClipChoice:
+    """Video files, or scenes of the embedded world."""
+
+    videos: tuple[Path, ...] = ()
+    split: str = "tuning"
+    count: int = 0
+    seed: int = 0
+
+    def scenes(self, studio: Studio) -> list[Scene]:
+        """As the studio's model sees them; of the embedded world those that show a face at once.
+
+        Raises:
+            ValueError: the embedded world's clips are not for a model of another size, or a file is bad.
+        """
+        if self.videos:
+            return list(studio.read_clips(self.videos))
+        if studio.framing.width != 48:
+            raise ValueError(
+                "Clips of the tiny world are 48 pixels wide: tune the tiny world's model on them."
+            )
+        return showing_faces(studio, tiny_scenes(self.split, self.count, self.seed))
+
+    def name(self, studio: Studio) -> str:
+        """Tells these clips from any others, for a run's settings."""
+        if self.videos:
+            return name_of_scenes(studio.read_clips(self.videos))
+        return name_of({"split": self.split, "count": self.count, "seed": self.seed})
+
+    @classmethod
+    def of(cls, *places: Path) -> "ClipChoice":
+        return cls(tuple(find_videos(places)))
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """What is tuned on."""
+
+    clips: ClipChoice
+    faces: Path
+    """A face pack."""
+    pool: FacePool | None = None
+    """Whom all clips show; None: each clip its own person."""
+
+    def with_pool(self, sample: TrainingSample) -> TrainingSample:
+        """The sample with the pool that was given for all."""
+        return sample if self.pool is None else replace(sample, pool=self.pool)
+
+
+@dataclass(frozen=True, eq=False)
+class Goal:
+    """An objective before there is a model."""
+
+    settings: IproSettings
+    reward: Reward
+
+
+class ModelChoice(Protocol):
+    """A video model that is not open yet, with all it needs."""
+
+    @property
+    def preset(self) -> Preset:
+        """Its own settings, where nobody gives others."""
+        ...
+
+    @property
+    def files(self) -> Mapping[str, str]:
+        """For config.json."""
+        ...
+
+    def open_studio(self, faces: Path | None) -> Studio: ...
+
+
+@dataclass(frozen=True)
+class TinyWorldModel:
+    device: str = "cpu"
+
+    @property
+    def preset(self) -> Preset:
+        return PRESETS["tiny"]
+
+    @property
+    def files(self) -> dict[str, str]:
+        return asdict(WanFiles())
+
+    def open_studio(self, faces: Path | None) -> Studio:
+        return open_tiny_world(faces, self.device)
+
+
+@dataclass(frozen=True)
+class WanModel:
+    wan: WanFiles
+    framing: Framing
+    device: DeviceSettings
+
+    @property
+    def preset(self) -> Preset:
+        return PRESETS["local-14b" if self.wan.high_noise else "local-5b"]
+
+    @property
+    def files(self) -> dict[str, str]:
+        return asdict(self.wan)
+
+    def open_studio(self, faces: Path | None) -> Studio:
+        return open_wan(self.wan, faces, self.framing, self.device)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    comparison: Comparison
+    run: RunFolder
+
+
+def frames_of(given: Any) -> Tensor:
+    """The host's IMAGE or VIDEO as (T, 3, H, W), a copy of our own that gradients may go through."""
+    images_THWC = given if isinstance(given, Tensor) else given.get_components().images
+    with torch.inference_mode(False):
+        return images_THWC[..., :3].clone().movedim(-1, 1).float().contiguous()
+
+
+def images_of(frames_TCHW: Tensor) -> Tensor:
+    """(T, 3, H, W) as the host's IMAGE."""
+    return frames_TCHW.detach().float().cpu().movedim(1, -1).contiguous()

@@ -1,0 +1,156 @@
+"""Clips: real videos, or scenes of the tiny world, to tune and to judge on (Section 5.1)."""
+
+from pathlib import Path
+
+from comfy_api.latest import io
+
+from ..ipro_core.clips.scenes import SUFFIXES
+from ..ipro_core.clips.video import probe, read_frames
+from ..ipro_core.tinyworld.scenes import SPLITS, tiny_scenes
+from . import _comfy
+from ._sockets import CLIPS, DATASET, FACE_MODELS, FACE_POOL, ClipChoice, Dataset, images_of
+
+CATEGORY = "1 Clips"
+TUNABLE = ("tuning", "held_out", "checks")
+assert set(TUNABLE) <= set(SPLITS)
+
+
+class LoadClips(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return _comfy.schema(
+            "LoadClips",
+            "Load Clips",
+            CATEGORY,
+            "Real clips from the host's input folder: one video, or all videos of a folder. What is asked of "
+            "a clip's first frame is in a text file beside it: clip.txt beside clip.mp4.",
+            inputs=[
+                io.Combo.Input(
+                    "source",
+                    options=_sources(),
+                    tooltip="A video in the input folder, or a folder of videos in it (its name ends in /).",
+                )
+            ],
+            outputs=[CLIPS.Output(display_name="clips", tooltip="The clips, not read yet.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, source: str) -> str:
+        place = _comfy.inside(_comfy.input_folder(), source)
+        files = sorted(place.glob("*")) if place.is_dir() else [place]
+        return str([(str(file), file.stat().st_mtime_ns) for file in files if file.exists()])
+
+    @classmethod
+    def execute(cls, source: str) -> io.NodeOutput:
+        return io.NodeOutput(ClipChoice.of(_comfy.inside(_comfy.input_folder(), source)))
+
+
+def _sources() -> list[str]:
+    """Videos in the input folder, and its folders that hold some."""
+    root = _comfy.input_folder()
+    videos = [path for suffix in SUFFIXES for path in (*root.glob(f"*{suffix}"), *root.glob(f"*/*{suffix}"))]
+    folders = {f"{path.parent.name}/" for path in videos if path.parent != root}
+    return [*sorted(folders), *sorted(path.name for path in videos if path.parent == root)]
+
+
+class TinyWorldClips(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return _comfy.schema(
+            "TinyWorldClips",
+            "Tiny World Clips",
+            CATEGORY,
+            "Scenes of the embedded world: drawn people who walk, turn and speak, for a first run that needs "
+            "no file and no GPU.",
+            inputs=[
+                io.Combo.Input(
+                    "people",
+                    options=list(TUNABLE),
+                    tooltip="tuning: people to tune on. held_out, checks: people and prompts that no "
+                    "training has seen, to judge on.",
+                ),
+                io.Int.Input("count", default=400, min=1, max=100_000, tooltip="How many scenes."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=9999,
+                    control_after_generate=False,
+                    tooltip="Other scenes of the same people's world.",
+                ),
+            ],
+            outputs=[CLIPS.Output(display_name="clips", tooltip="The scenes, not drawn yet.")],
+        )
+
+    @classmethod
+    def execute(cls, people: str, count: int, seed: int) -> io.NodeOutput:
+        return io.NodeOutput(ClipChoice(split=people, count=count, seed=seed))
+
+
+class ShowClip(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return _comfy.schema(
+            "ShowClip",
+            "Show Clip",
+            CATEGORY,
+            "One of the clips as frames: to look at, to build a face pool of, to begin a video with.",
+            inputs=[
+                CLIPS.Input("clips", tooltip="From Load Clips or Tiny World Clips."),
+                io.Int.Input("index", default=0, min=0, max=100_000, tooltip="Which clip, from 0."),
+                io.Int.Input(
+                    "max_frames", default=0, min=0, max=100_000, tooltip="Frames to read at most; 0: all."
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="frames", tooltip="The clip."),
+                io.Image.Output(
+                    display_name="first_frame", tooltip="Its first frame, the input of image-to-video."
+                ),
+                io.String.Output(display_name="prompt", tooltip="What is asked of the first frame."),
+                io.Float.Output(display_name="fps", tooltip="Frames per second."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, clips: ClipChoice, index: int, max_frames: int) -> io.NodeOutput:
+        count = len(clips.videos) or clips.count
+        if index >= count:
+            raise ValueError(f"There are {count} clips, counted from 0: choose an index below {count}.")
+        if clips.videos:
+            video = clips.videos[index]
+            words = video.with_suffix(".txt")
+            prompt = words.read_text(encoding="utf-8").strip() if words.exists() else ""
+            frames_TCHW, fps = read_frames(video, count=max_frames or None), probe(video).fps
+        else:
+            *_, scene = tiny_scenes(clips.split, index + 1, clips.seed)
+            prompt, fps = scene.prompt, 8.0
+            frames_TCHW = scene.frames_TCHW[: max_frames or None]
+        return io.NodeOutput(images_of(frames_TCHW), images_of(frames_TCHW[:1]), prompt, fps)
+
+
+class BuildDataset(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return _comfy.schema(
+            "BuildDataset",
+            "Build Dataset",
+            CATEGORY,
+            "Clips to tune on, and by which networks their faces are found and compared. Each clip's own "
+            "faces are its pool (4.2), unless one pool is given for all.",
+            inputs=[
+                CLIPS.Input("clips", tooltip="Clips to tune on."),
+                FACE_MODELS.Input("face_models", tooltip="Find and compare faces while tuning."),
+                FACE_POOL.Input(
+                    "pool", optional=True, tooltip="One person's faces, where all clips show that person."
+                ),
+            ],
+            outputs=[DATASET.Output(display_name="dataset", tooltip="For Train.")],
+        )
+
+    @classmethod
+    def execute(cls, clips: ClipChoice, face_models: Path, pool=None) -> io.NodeOutput:
+        return io.NodeOutput(Dataset(clips, face_models, pool))
+
+
+NODES = [LoadClips, TinyWorldClips, ShowClip, BuildDataset]

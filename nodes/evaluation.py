@@ -1,0 +1,208 @@
+"""Evaluation: how well faces are kept, base against tuned, and what speaks against it (Tables 1 to 6)."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..ipro_core.clips.video import write_video
+from ..ipro_core.evaluation.compare import Comparison, SceneVideos, compare_videos
+from ..ipro_core.evaluation.facesim import face_sim, find_reference
+from ..ipro_core.evaluation.report import write_report
+from ..ipro_core.faces.packs import load_face_models
+from ..ipro_core.job import adapter_of_run, check_run_fits, shareable, showing_faces
+from ..ipro_core.runs import read_config, read_metrics
+from ..ipro_core.studio import Sampler, Studio
+from ..ipro_core.training.presets import Preset
+from . import _comfy
+from ._monitor import run_folder
+from ._sockets import (
+    CLIPS,
+    COMPARISON,
+    FACE_MODELS,
+    MODEL,
+    RUN,
+    ClipChoice,
+    Judged,
+    ModelChoice,
+    RunFolder,
+    frames_of,
+)
+
+CATEGORY = "7 Evaluation"
+KL_UPDATES = 10
+"""The KL that is told is the mean over this many last updates."""
+
+
+class FaceSimilarity(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return _comfy.schema(
+            "FaceSimilarity",
+            "Face Similarity",
+            CATEGORY,
+            "FaceSim: how like the face of the input image the subject stays, frame by frame; of one video, "
+            "or of two beside each other. A frame without the face counts as a stranger's.",
+            inputs=[
+                io.MultiType.Input("video", [io.Image, io.Video], tooltip="The video to judge."),
+                io.Image.Input("reference", tooltip="The input image; its largest face is the subject."),
+                FACE_MODELS.Input("face_models", tooltip="From Load Face Models."),
+                io.Float.Input("fps", default=16.0, min=0.1, max=240, step=1, tooltip="Of the shown videos."),
+                io.MultiType.Input(
+                    "other",
+                    [io.Image, io.Video],
+                    optional=True,
+                    tooltip="Another video of the same input image.",
+                ),
+            ],
+            outputs=[
+                io.Float.Output(display_name="similarity", tooltip="Mean cosine; a missing face counts 0."),
+                io.Float.Output(
+                    display_name="coverage", tooltip="The share of the frames that show the face."
+                ),
+                io.Float.Output(
+                    display_name="gain", tooltip="The first video's similarity less the other's."
+                ),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    @_comfy.working("give shorter or smaller videos.")
+    def execute(cls, video, reference, face_models: Path, fps: float, other=None) -> io.NodeOutput:
+        models, reference_CHW = load_face_models(face_models), frames_of(reference)[0]
+        videos = {"video": frames_of(video)} | ({} if other is None else {"other": frames_of(other)})
+        try:
+            find_reference(reference_CHW, models[0])
+        except ValueError as reason:
+            return io.NodeOutput(0.0, 0.0, 0.0, ui={"ipro_warning": [str(reason)]})
+        given = 0 if len(videos["video"]) == 1 else 1
+        sims = {
+            label: face_sim(frames_TCHW, reference_CHW, *models, given=given)
+            for label, frames_TCHW in videos.items()
+        }
+        lost = [label for label, sim in sims.items() if not sim.seen_T.any()]
+        warning = f"No face is found in {' and '.join(lost)}." if lost else ""
+        first, gain = sims["video"], sims["video"].all - sims["other"].all if other is not None else 0.0
+        figures = {"similarity": first.all, "coverage": first.coverage}
+        curves = [sim.cosine_T for sim in sims.values()]
+        told = _told(fps, videos, curves, figures | ({"gain": gain} if other is not None else {}), warning)
+        return io.NodeOutput(first.all, first.coverage, gain, ui=told)
+
+
+class CompareRuns(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return _comfy.schema(
+            "CompareRuns",
+            "Compare Runs",
+            CATEGORY,
+            "Base against tuned on clips of people that were never tuned on: same scene, prompt, seed and "
+            "noise, so that only the adapter differs. A second recogniser judges beside, where there is "
+            "one.",
+            inputs=[
+                MODEL.Input("video_model", tooltip="The model that was tuned."),
+                RUN.Input("run", tooltip="Whose newest adapter is judged."),
+                CLIPS.Input("clips", tooltip="Other people's clips, each with a face in its first frame."),
+                FACE_MODELS.Input("face_models", tooltip="The reward's own."),
+                io.Int.Input(
+                    "seeds", default=2, min=1, max=100, tooltip="Videos of each clip by each model."
+                ),
+            ],
+            outputs=[
+                COMPARISON.Output(display_name="comparison", tooltip="For Report."),
+                io.Float.Output(display_name="gain", tooltip="FaceSim, tuned less base."),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    @_comfy.working("choose fewer frames or a smaller size in the model's loader, or fewer resident_blocks.")
+    def execute(
+        cls, video_model: ModelChoice, run: RunFolder, clips: ClipChoice, face_models: Path, seeds: int
+    ) -> io.NodeOutput:
+        studio = video_model.open_studio(face_models)
+        check_run_fits(run.folder, studio)
+        comparison, first = judge(studio.watched(_comfy.look), run, clips, range(seeds))
+        pair = comparison.pairs[0]
+        told = _told(
+            studio.framing.fps,
+            {"base": first.base_TCHW, "tuned": first.tuned_TCHW},
+            [pair.base.facesim.cosine_T, pair.tuned.facesim.cosine_T],
+            comparison.figures(),
+            " ".join(comparison.hack_flags),
+        )
+        return io.NodeOutput(Judged(comparison, run), comparison.gain.mean, ui=told)
+
+
+def judge(studio: Studio, run: RunFolder, clips: ClipChoice, seeds: range) -> tuple[Comparison, SceneVideos]:
+    """Every clip with every seed; and the first pair, to look at."""
+    settings = studio.fit(Preset.from_config(read_config(run.folder)).ipro, asked=False, known=True)
+    scenes = showing_faces(studio, clips.scenes(studio))
+    if not scenes:
+        raise ValueError("No clip shows a face in its first frame, to compare with: choose others.")
+    for work in studio.prepare(scenes, settings, seeds, faces=False):
+        for _ in _comfy.shown(work.items, work.total):
+            pass
+    model = studio.model.open()
+    model.place_adapter(adapter_of_run(run.folder)[1])
+    sampler, seen = Sampler(studio, model, studio.codec.open(), settings), list[SceneVideos]()
+
+    def watched() -> Iterator[SceneVideos]:
+        for pair in _comfy.shown(sampler.pairs(scenes, seeds), len(scenes) * len(seeds)):
+            seen.append(pair) if not seen else None
+            yield pair
+
+    last = read_metrics(run.folder)[-KL_UPDATES:]
+    kl = sum(step.metrics["kl"] for step in last) / len(last) if last else None
+    other = studio.judge.open() if studio.judge else None
+    return compare_videos(watched(), *studio.faces.open(), other, kl=kl), seen[0]
+
+
+class Report(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return _comfy.schema(
+            "Report",
+            "Report",
+            CATEGORY,
+            "One page of all that was measured, with intervals, film strips, and the signs of a hack: "
+            "report.html in the run's folder.",
+            inputs=[COMPARISON.Input("comparison", tooltip="From Compare Runs.")],
+            outputs=[
+                io.String.Output(display_name="report", tooltip="Where the page lies, in the output folder.")
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    @_comfy.working("free some memory.")
+    def execute(cls, comparison: Judged) -> io.NodeOutput:
+        folder, measured = run_folder(comparison.run.name), comparison.comparison
+        environment = json.loads((folder / "environment.json").read_text())
+        steps, settings = read_metrics(folder), shareable(read_config(folder))
+        path = folder / "report.html"
+        write_report(path, measured, steps=steps, settings=settings, environment=environment)
+        place = path.relative_to(_comfy.output_folder()).as_posix()
+        return io.NodeOutput(place, ui={"ipro_warning": list(measured.hack_flags)})
+
+
+def _told(
+    fps: float, videos: dict[str, Tensor], curves: list[Tensor], figures: dict[str, Any], warning: str
+) -> dict[str, list[Any]]:
+    """For the page: videos to play beside each other, and how like each frame is."""
+    shown = []
+    for label, frames_TCHW in videos.items():
+        place = _comfy.temp_file("ipro_compare", ".mp4")
+        write_video(place.path, frames_TCHW, fps)
+        shown.append({"label": label, **place.told})
+    similarity = [[value if value == value else None for value in curve.tolist()] for curve in curves]
+    told = {"fps": fps, "frames": len(similarity[0]), "videos": shown, "similarity": similarity}
+    told |= {"figures": figures, "warning": warning}
+    return {"ipro_compare": [told], "ipro_warning": [warning] if warning else []}
+
+
+NODES = [FaceSimilarity, CompareRuns, Report]

@@ -1,0 +1,86 @@
+"""Models: which video model is tuned, by the files that ComfyUI users have (Section 5.1)."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..ipro_core.faces.packs import find_pack
+from ..ipro_core.types import Framing
+from ..ipro_core.wan_studio import DeviceSettings, WanFiles
+from . import _comfy
+from ._sockets import MODEL, TinyWorldModel, WanModel
+from ._widgets import settings_of, widgets
+
+CATEGORY = "4 Models"
+FOLDERS = {
+    "model": "diffusion_models",
+    "high_noise": "diffusion_models",
+    "vae": "vae",
+    "text_encoder": "text_encoders",
+    "lightning": "loras",
+    "high_lightning": "loras",
+}
+OPTIONAL = ("high_noise", "lightning", "high_lightning")
+
+
+class LoadTinyWorld(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return _comfy.schema(
+            "LoadTinyWorld",
+            "Load Tiny World Model",
+            CATEGORY,
+            "The embedded video model, of Wan's architecture and with the tiny world's people: the whole "
+            "pipeline on a CPU, in minutes, without a download.",
+            inputs=[],
+            outputs=[MODEL.Output(display_name="video_model", tooltip="Not open yet.")],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        return io.NodeOutput(TinyWorldModel())
+
+
+class LoadWanExpert(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        helps = {declared.name: declared.metadata["help"] for declared in fields(WanFiles)}
+        menus = [
+            io.Combo.Input(
+                name,
+                options=[*([_comfy.NONE] if name in OPTIONAL else []), *_comfy.model_files(folder, ".gguf")],
+                tooltip=f"{helps[name]} In models/{folder}.",
+            )
+            for name, folder in FOLDERS.items()
+        ]
+        return _comfy.schema(
+            "LoadWanExpert",
+            "Load Wan Expert",
+            CATEGORY,
+            "Wan 2.2 by its files, read by their headers and opened only when they are needed, one at a "
+            "time: I2V-A14B's two experts (bf16, fp16, fp8, int8, GGUF), or TI2V-5B without a high-noise "
+            "one.",
+            inputs=[*menus, *_judge(), *widgets(Framing), *widgets(DeviceSettings, plain=("",))],
+            outputs=[MODEL.Output(display_name="video_model", tooltip="Not open yet.")],
+        )
+
+    @classmethod
+    @_comfy.working("choose other files.")
+    def execute(cls, judge: str, **given: Any) -> io.NodeOutput:
+        files = {name: _comfy.model_file(folder, given[name]) for name, folder in FOLDERS.items()}
+        files["judge"] = "" if judge == _comfy.NONE else str(find_pack(Path(judge).name, _comfy.face_roots()))
+        files["cache"] = str(_comfy.output_folder() / "ipro" / "cache")
+        wan = WanModel(WanFiles(**files), settings_of(Framing, given), settings_of(DeviceSettings, given))
+        wan.open_studio(None)  # files that do not go together are told here; only headers are read
+        return io.NodeOutput(wan)
+
+
+def _judge() -> list[Any]:
+    packs = _comfy.face_packs()
+    help = next(declared.metadata["help"] for declared in fields(WanFiles) if declared.name == "judge")
+    return [io.Combo.Input("judge", options=[_comfy.NONE, *packs], tooltip=help)]
+
+
+NODES = [LoadTinyWorld, LoadWanExpert]

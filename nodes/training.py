@@ -1,0 +1,249 @@
+"""Training: what is optimised, the run that does it, and the LoRA that comes of it (Eq. 3, Section 5.1)."""
+
+import re
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..ipro_core.cache import name_of
+from ..ipro_core.job import FIRST_SEED, LORA, Job, Tuner, adapter_of_run, save_adapter, usable
+from ..ipro_core.models.lora import lora_tensors
+from ..ipro_core.runs import Run, latest_state, read_config, read_metrics
+from ..ipro_core.training.ipro import IproSettings
+from ..ipro_core.training.loop import MAY_DIFFER, LoopSettings
+from ..ipro_core.training.presets import Preset
+from . import _comfy
+from ._monitor import Monitor, latest_sample, run_folder, run_told, write_sample
+from ._sockets import DATASET, MODEL, OBJECTIVE, REWARD, RUN, Dataset, Goal, ModelChoice, RunFolder
+from ._widgets import settings_of, widgets
+
+CATEGORY = "6 Training"
+ADVICE = (
+    "choose fewer frames or a smaller size in the model's loader, there states_on_host yes and fewer "
+    "resident_blocks, and here microbatch 1 and kept_passes 1. The run is saved: queue again to go on."
+)
+MOVED = ("files", "clips", "loop")
+"""What does not name a run: its number of updates, and where files lie; what they hold is compared."""
+
+
+class IproObjective(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return _comfy.schema(
+            "Objective",
+            "IPRO Objective",
+            CATEGORY,
+            "Sample from noise, score the faces, stay near the frozen model (Eq. 3 to 7). The values here "
+            "are the paper's; the workflows that come with the pack hold those for a 14B and a 5B model on "
+            "one card.",
+            inputs=[
+                REWARD.Input("reward", tooltip="What is rewarded."),
+                *widgets(IproSettings, plain=("steps", "shift", "grad_steps", "reward_weight", "kl_weight")),
+            ],
+            outputs=[OBJECTIVE.Output(display_name="objective", tooltip="For Train and Sample Video.")],
+        )
+
+    @classmethod
+    def execute(cls, reward, **knobs: Any) -> io.NodeOutput:
+        return io.NodeOutput(Goal(settings_of(IproSettings, knobs), reward))
+
+
+class Train(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return _comfy.schema(
+            "Train",
+            "Train",
+            CATEGORY,
+            "Tune a LoRA. The run lies in output/ipro and is named after its settings: Cancel saves it "
+            "within one sampling step, and queueing the same graph again goes on where it was, or takes "
+            "what was finished.",
+            inputs=[
+                MODEL.Input("video_model", tooltip="What is tuned: of two experts the low-noise one."),
+                DATASET.Input("dataset", tooltip="What it is tuned on."),
+                OBJECTIVE.Input("objective", tooltip="What is optimised."),
+                io.String.Input(
+                    "name", default="identity", tooltip="The run's name, before its settings' own."
+                ),
+                io.Int.Input("rank", default=32, min=1, max=512, tooltip="Rank of the LoRA; its alpha too."),
+                *widgets(LoopSettings, plain=("updates", "batch_size", "learning_rate", "seed")),
+                io.Int.Input(
+                    "sample_every",
+                    default=20,
+                    min=0,
+                    max=100_000,
+                    tooltip="Updates between two videos of the first clip, base and tuned from the same "
+                    "noise; 0: none.",
+                ),
+            ],
+            outputs=[
+                RUN.Output(
+                    display_name="run", tooltip="Its folder, for Sample Video, Compare Runs and Save LoRA."
+                ),
+                io.LoraModel.Output(display_name="lora", tooltip="For the host's own Load LoRA Model."),
+                io.LossMap.Output(
+                    display_name="loss", tooltip="What was minimised, for the host's own Plot Loss Graph."
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    @_comfy.working(ADVICE)
+    def execute(
+        cls,
+        video_model: ModelChoice,
+        dataset: Dataset,
+        objective: Goal,
+        name: str,
+        rank: int,
+        sample_every: int,
+        **loop: Any,
+    ) -> io.NodeOutput:
+        studio = video_model.open_studio(dataset.faces)
+        plan = Preset(
+            settings_of(LoopSettings, loop), objective.settings, objective.reward, rank, studio.framing
+        )
+        plan = replace(plan, ipro=studio.fit(plan.ipro, asked=False, known=True))
+        job = Job(studio, plan, {**video_model.files, "faces": str(dataset.faces)})
+        config, folder = named(job, dataset, name)
+        with Monitor(cls.hidden.unique_id, folder, plan.loop.updates) as monitor:
+            if not finished(folder, plan.loop.updates):
+                tune(job.watched(_comfy.look), dataset, config, folder, monitor, sample_every)
+        return io.NodeOutput(*results(folder), ui={"ipro_run": [run_told(folder)]})
+
+
+def named(job: Job, dataset: Dataset, name: str) -> tuple[dict[str, Any], Path]:
+    """The run's settings, and its folder, which is named after them."""
+    told = dataset.clips.name(job.studio)
+    if dataset.pool is not None:
+        told += f" {dataset.pool.name}"
+    config = job.config([str(video) for video in dataset.clips.videos], dataset.clips.count, told)
+    kept = {part: value for part, value in config.items() if part not in MOVED}
+    kept["loop"] = {k: v for k, v in config["loop"].items() if f"loop.{k}" not in MAY_DIFFER}
+    readable = re.sub(r"[^\w-]+", "-", name).strip("-") or "run"
+    return config, run_folder(f"{readable}-{name_of(kept)[:8]}")
+
+
+def finished(folder: Path, updates: int) -> bool:
+    state = latest_state(folder)
+    return state is not None and state.step >= updates
+
+
+def tune(
+    job: Job, dataset: Dataset, config: Mapping[str, Any], folder: Path, monitor: Monitor, sample_every: int
+) -> None:
+    """Begin the run, or go on with it."""
+    device = str(job.studio.device)
+    may_differ = (*MAY_DIFFER, "clips", *(f"files.{file}" for file in config["files"]))
+    opened = (
+        Run.open(folder, config, may_differ=may_differ, device=device)
+        if (folder / "config.json").exists()
+        else Run.create(folder, config, device=device)
+    )
+    with opened as run:
+        scenes = dataset.clips.scenes(job.studio)
+        for work in job.prepare(scenes):
+            for _ in _comfy.shown(work.items, work.total):
+                pass
+        scenes = usable(job.studio, scenes)
+        tuner = Tuner(job, scenes, dataset.with_pool)
+        monitor.begin_steps()
+        progress, updates = _comfy.bar(job.plan.loop.updates), job.plan.loop.updates
+        with closing(tuner.records(run)) as records:
+            for record in records:
+                if sample_every and (record.step % sample_every == 0 or record.step == updates):
+                    videos = {
+                        which: tuner.sampler.generate(scenes[0], FIRST_SEED, frozen=which == "base")
+                        for which in ("base", "tuned")
+                    }
+                    write_sample(folder, record.step, videos, job.studio.framing.fps)
+                monitor.tell_step(record, latest_sample(folder))
+                progress.update_absolute(record.step, updates)
+
+
+def results(folder: Path) -> tuple[RunFolder, dict[str, Any], dict[str, list[float]]]:
+    """What a run leaves: itself, its adapter by the host's names, and the loss of each update."""
+    config = read_config(folder)["ipro"]
+    loss = [
+        config["kl_weight"] * record.metrics["kl"] - config["reward_weight"] * record.metrics["reward"]
+        for record in read_metrics(folder)
+    ]
+    save_adapter(folder, folder / "adapters" / LORA)
+    return RunFolder(folder), lora_tensors(adapter_of_run(folder)[1]), {"loss": loss}
+
+
+class SaveLora(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return _comfy.schema(
+            "SaveLora",
+            "Save LoRA",
+            CATEGORY,
+            "Write a run's newest adapter to models/loras, with its settings in the file. Press R to find it "
+            "in the host's own LoRA loaders; for I2V-A14B it belongs on the low-noise model.",
+            inputs=[
+                RUN.Input("run", tooltip="From Train."),
+                io.String.Input(
+                    "file",
+                    default="ipro/identity",
+                    tooltip="In models/loras, without .safetensors. A file of that name is replaced.",
+                ),
+            ],
+            outputs=[
+                io.String.Output(display_name="lora_name", tooltip="As the host's LoRA loaders list it.")
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    @_comfy.working("free some memory.")
+    def execute(cls, run: RunFolder, file: str) -> io.NodeOutput:
+        name = f"{file.removesuffix('.safetensors')}.safetensors"
+        path = _comfy.inside(_comfy.lora_folder(), name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_adapter(run.folder, path)
+        return io.NodeOutput(name)
+
+
+class LoadRun(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return _comfy.schema(
+            "LoadRun",
+            "Load Run",
+            CATEGORY,
+            "A run that lies in output/ipro, as far as it has come. To go on with it, queue the graph that "
+            "began it, or use `ipro train --resume`.",
+            inputs=[io.Combo.Input("run", options=_runs(), tooltip="A folder in output/ipro.")],
+            outputs=[
+                RUN.Output(display_name="run", tooltip="For Sample Video, Compare Runs and Save LoRA."),
+                io.LoraModel.Output(
+                    display_name="lora", tooltip="Its newest adapter, for the host's Load LoRA Model."
+                ),
+                io.LossMap.Output(display_name="loss", tooltip="For the host's own Plot Loss Graph."),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, run: str) -> int:
+        return len(read_metrics(run_folder(run)))
+
+    @classmethod
+    @_comfy.working("free some memory.")
+    def execute(cls, run: str) -> io.NodeOutput:
+        folder = run_folder(run)
+        return io.NodeOutput(*results(folder), ui={"ipro_run": [run_told(folder)]})
+
+
+def _runs() -> list[str]:
+    return sorted(config.parent.name for config in run_folder("").glob("*/config.json"))
+
+
+NODES = [IproObjective, Train, LoadRun, SaveLora]

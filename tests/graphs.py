@@ -1,0 +1,141 @@
+"""Graphs in the host's two forms: what is queued, and a workflow's file for the page (flat, 0.4)."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+Facts = Mapping[str, Any]
+"""The host's /object_info."""
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+ROW, COLUMN, TALL = 26, 380, 80
+"""Pixels of the page: one widget, one column of nodes, a node's head."""
+
+
+def to_api(workflow: Mapping[str, Any], facts: Facts) -> dict[str, Any]:
+    """A workflow's file as the page would queue it."""
+    links = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
+    prompt = {}
+    for node in workflow["nodes"]:
+        if node["type"] not in facts:
+            assert node["type"] in ("Note", "MarkdownNote"), f"{node['type']} is no node of this host"
+            continue
+        inputs: dict[str, Any] = {}
+        values = iter(node.get("widgets_values") or [])
+        for name, options in widgets(facts[node["type"]]):
+            inputs[name] = next(values)
+            if options.get("control_after_generate"):
+                next(values)
+        for socket in node.get("inputs", []):
+            if socket.get("link") is not None:
+                inputs[socket["name"]] = links[socket["link"]]
+        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
+    return prompt
+
+
+def to_page(
+    prompt: Mapping[str, Any], facts: Facts, notes: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """A graph that is told by node names, laid out in columns from left to right.
+
+    Args:
+        prompt: name → {"class_type", "inputs", also "title", "properties"}; a link is [name, index].
+        notes: of the workflow: {"text": …} becomes a note at the left.
+    """
+    ids = {name: number for number, name in enumerate(prompt, start=1)}
+    sources = {
+        name: [value[0] for value in node["inputs"].values() if isinstance(value, list)]
+        for name, node in prompt.items()
+    }
+    depth: dict[str, int] = {}
+    while len(depth) < len(prompt):
+        for name, above in sources.items():
+            if name not in depth and all(source in depth for source in above):
+                depth[name] = 1 + max((depth[source] for source in above), default=-1)
+    nodes, links, below = [], [], dict[int, int]()
+    for name, node in prompt.items():
+        about = facts[node["class_type"]]
+        known = {**about["input"].get("required", {}), **about["input"].get("optional", {})}
+        sockets, values = [], []
+        for socket, (kind, *_) in known.items():
+            given = node["inputs"].get(socket)
+            if isinstance(given, list):
+                source, index = given
+                link = [len(links) + 1, ids[source], index, ids[name], len(sockets), "*"]
+                link[5] = facts[prompt[source]["class_type"]]["output"][index]
+                links.append(link)
+                sockets.append({"name": socket, "type": _type(kind), "link": link[0]})
+                if _type(kind) in WIDGETS:
+                    sockets[-1]["widget"] = {"name": socket}
+            elif _type(kind) not in WIDGETS:
+                sockets.append({"name": socket, "type": _type(kind), "link": None})
+        for socket, options in widgets(about):
+            given = node["inputs"].get(socket, options.get("default"))
+            values.append(options.get("default", "") if isinstance(given, list) else given)
+            if options.get("control_after_generate"):
+                values.append("fixed")
+        size = [COLUMN - 50, TALL + ROW * (len(values) + max(len(sockets), len(about["output"])))]
+        place = depth[name]
+        top = below.get(place, 0)
+        below[place] = top + size[1] + 60
+        nodes.append(
+            {
+                "id": ids[name],
+                "type": node["class_type"],
+                "pos": [place * COLUMN, top],
+                "size": size,
+                "flags": {},
+                "order": len(nodes),
+                "mode": 0,
+                "inputs": sockets,
+                "outputs": [
+                    {"name": label, "type": kind, "links": None, "slot_index": index}
+                    for index, (label, kind) in enumerate(
+                        zip(about["output_name"], about["output"], strict=True)
+                    )
+                ],
+                "properties": {"Node name for S&R": node["class_type"], **node.get("properties", {})},
+                "widgets_values": values,
+                **({"title": node["title"]} if "title" in node else {}),
+            }
+        )
+    for link, source, index, *_ in links:
+        output = nodes[source - 1]["outputs"][index]
+        output["links"] = [*(output["links"] or []), link]
+    if notes:
+        note = {
+            "id": len(nodes) + 1,
+            "type": "MarkdownNote",
+            "pos": [-420, 0],
+            "size": [380, 380],
+            "flags": {},
+        }
+        note |= {"order": len(nodes), "mode": 0, "inputs": [], "outputs": [], "properties": {}}
+        nodes.append({**note, "widgets_values": [notes["text"]]})
+    counts = {"last_node_id": len(nodes), "last_link_id": len(links)}
+    return {**counts, "nodes": nodes, "links": links, "groups": [], "config": {}, "extra": {}, "version": 0.4}
+
+
+def widgets(about: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """A node's widgets in the page's order: name and options."""
+    known = {**about["input"].get("required", {}), **about["input"].get("optional", {})}
+    found = []
+    for name, (kind, *rest) in known.items():
+        options = dict(rest[0]) if rest else {}
+        if name in ("seed", "noise_seed"):
+            options.setdefault("control_after_generate", True)
+        if _type(kind) in WIDGETS and not options.get("forceInput"):
+            if isinstance(kind, list):
+                options.setdefault("default", kind[0] if kind else "")
+            elif kind == "COMBO":
+                options.setdefault("default", (options.get("options") or [""])[0])
+            found.append((name, options))
+    return found
+
+
+def _type(kind: Any) -> str:
+    return "COMBO" if isinstance(kind, list) else kind
+
+
+def read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())

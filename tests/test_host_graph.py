@@ -1,0 +1,220 @@
+"""Graphs in the real host: the tiny world whole, Cancel, going on, eviction, clips without a face."""
+
+import asyncio
+import json
+import time
+from pathlib import Path
+
+import pytest
+from graphs import read, to_api
+from host import PACK
+
+pytestmark = pytest.mark.host
+
+SMALL = {"updates": 3, "batch_size": 2, "microbatch": 2, "sample_every": 2, "checkpoint_every": 10}
+
+
+@pytest.fixture(scope="module")
+def facts(host):
+    return host.get("/object_info")
+
+
+def tiny_graph(facts, **changed):
+    """The shipped workflow as the page queues it, with a few small numbers."""
+    prompt = to_api(read(PACK / "workflows" / "6_tiny_world.json"), facts)
+    for node in prompt.values():
+        inputs = node["inputs"]
+        if node["class_type"] == "IPRO_TinyWorldClips":
+            inputs["count"] = 4
+        inputs |= {name: value for name, value in {**SMALL, **changed}.items() if name in inputs}
+    return prompt
+
+
+def only(prompt, kind):
+    """The graph that leads to the one node of a kind, and its id."""
+    (wanted,) = [name for name, node in prompt.items() if node["class_type"] == kind]
+    kept, ahead = {}, [wanted]
+    while ahead:
+        name = ahead.pop()
+        kept[name] = prompt[name]
+        ahead += [value[0] for value in prompt[name]["inputs"].values() if isinstance(value, list)]
+    return kept, wanted
+
+
+def lines(host, run):
+    return (host.base / "output" / "ipro" / run / "metrics.jsonl").read_bytes()
+
+
+def test_the_tiny_worlds_workflow_runs_from_clips_to_the_report(host, facts):
+    prompt = tiny_graph(facts, name="whole")
+    _, train = only(prompt, "IPRO_Train")
+    # The host's own nodes take what Train gives.
+    saver = "SaveLoRA" if "SaveLoRA" in facts else "SaveLoRANode"
+    prompt["host saves"] = {"class_type": saver, "inputs": {"lora": [train, 1], "prefix": "loras/host"}}
+    prompt["host draws"] = {
+        "class_type": "LossGraphNode",
+        "inputs": {"loss": [train, 2], "filename_prefix": "loss"},
+    }
+    outputs = host.execute(prompt)
+    (run,) = outputs[train]["ipro_run"]
+    assert run["state"] == "finished" and [record["step"] for record in run["records"]] == [1, 2, 3]
+    assert host.get(f"/ipro/run?name={run['run']}") == run and host.get("/ipro/active") == {"runs": []}
+    folder = host.base / "output" / "ipro" / run["run"]
+    for which in ("base", "tuned"):
+        assert (
+            host.base / "output" / run["sample"][which]["subfolder"] / run["sample"][which]["filename"]
+        ).exists()
+    assert (folder / "report.html").exists()
+    assert (host.base / "models" / "loras" / "ipro" / "identity.safetensors").exists()
+    assert list((host.base / "output" / "loras").glob("host*.safetensors"))
+    (pool,) = [output["ipro_pool"][0] for output in outputs.values() if "ipro_pool" in output]
+    assert len(pool["seen"]) == 9 and pool["coverage"] == sum(pool["seen"]) / 9 and pool["warning"] == ""
+    (one, two) = [output["ipro_compare"][0] for output in outputs.values() if "ipro_compare" in output]
+    for told in (one, two):
+        assert len(told["videos"]) == len(told["similarity"]) == 2 and len(told["similarity"][0]) == 9
+
+
+def test_a_cancelled_run_is_saved_within_a_step_and_ends_as_the_unbroken_one(host, facts):
+    how = {"batch_size": 12, "microbatch": 4, "updates": 3, "sample_every": 0}
+    whole, train = only(tiny_graph(facts, name="unbroken", **how), "IPRO_Train")
+    (unbroken,) = host.execute(whole)[train]["ipro_run"]
+    broken, train = only(tiny_graph(facts, name="broken", **how), "IPRO_Train")
+    prompt = host.queue(broken)
+    run = unbroken["run"].replace("unbroken", "broken")
+    metrics = host.base / "output" / "ipro" / run / "metrics.jsonl"
+    while not metrics.exists() or metrics.read_bytes().count(b"\n") < 1:
+        time.sleep(0.02)
+    assert [going["run"] for going in host.get("/ipro/active")["runs"]] == [run]
+    pressed = time.monotonic()
+    host.post("/interrupt", {})
+    status = host.wait(prompt)["status"]
+    waited = time.monotonic() - pressed
+    assert status["status_str"] == "error" and "execution_interrupted" in [
+        name for name, _ in status["messages"]
+    ]
+    # An update is three parts of 8 steps and 4 backwards: one step is far less than half of it.
+    assert waited < max(record["seconds"] for record in unbroken["records"]) / 2
+    told = host.get(f"/ipro/run?name={run}")
+    assert told["state"] == "saved" and 1 <= len(told["records"]) < 3
+    state = sorted((host.base / "output" / "ipro" / run / "state").glob("step-*"))[-1]
+    assert state.stem == f"step-{len(told['records']):08d}"
+    (ended,) = host.execute(broken)[train]["ipro_run"]
+    assert ended["state"] == "finished" and lines(host, run) == lines(host, unbroken["run"])
+
+
+def test_a_finished_run_that_the_host_forgot_is_taken_up_and_not_trained_again(host, facts):
+    prompt, train = only(tiny_graph(facts, name="kept", batch_size=4), "IPRO_Train")
+    (first,) = host.execute(prompt)[train]["ipro_run"]
+    written = (host.base / "output" / "ipro" / first["run"] / "metrics.jsonl").stat().st_mtime_ns
+    for _ in range(20):  # the host forgets when it is idle, sooner or later
+        host.post("/free", {"unload_models": True, "free_memory": True})
+        time.sleep(0.5)
+        history = host.wait(host.queue(prompt))
+        (cached,) = [told for name, told in history["status"]["messages"] if name == "execution_cached"]
+        if train not in cached["nodes"]:
+            break
+    else:
+        pytest.fail("the host did not forget")
+    assert history["outputs"][train]["ipro_run"] == [first]
+    assert (host.base / "output" / "ipro" / first["run"] / "metrics.jsonl").stat().st_mtime_ns == written
+
+
+def test_another_setting_is_another_run_and_more_updates_are_the_same(host, facts):
+    runs = []
+    for change in ({}, {"updates": 4}, {"learning_rate": 1e-4}):
+        prompt, train = only(
+            tiny_graph(facts, **{"name": "named", "sample_every": 0, **change}), "IPRO_Train"
+        )
+        runs += host.execute(prompt)[train]["ipro_run"]
+    assert runs[0]["run"] == runs[1]["run"] != runs[2]["run"]
+    assert [len(run["records"]) for run in runs] == [3, 4, 3] and runs[1]["records"][:3] == runs[0]["records"]
+
+
+def test_the_page_is_told_of_every_update(host, facts):
+    from aiohttp import ClientSession
+
+    prompt, train = only(tiny_graph(facts, name="told"), "IPRO_Train")
+
+    async def listen():
+        told = []
+        async with (
+            ClientSession() as session,
+            session.ws_connect(f"http://127.0.0.1:{host.port}/ws?clientId=page") as socket,
+        ):
+            body = {"prompt": prompt, "client_id": "page"}
+            queued = await (await session.post(f"http://127.0.0.1:{host.port}/prompt", json=body)).json()
+            async for message in socket:
+                if message.type.name != "TEXT":
+                    continue
+                event = json.loads(message.data)
+                told.append(event)
+                if event["type"] in ("execution_success", "execution_error"):
+                    return queued["prompt_id"], told
+
+    prompt_id, told = asyncio.run(asyncio.wait_for(listen(), 120))
+    steps = [event["data"] for event in told if event["type"] == "ipro.step"]
+    assert [step["step"] for step in steps] == [1, 2, 3]
+    for step in steps:
+        assert step["node"] == train and step["prompt_id"] == prompt_id and step["updates"] == 3
+        assert step["seconds"] > 0 and {"reward", "kl", "grad_norm", "coverage"} <= set(step["metrics"])
+    assert steps[0]["sample"] is None and steps[1]["sample"]["tuned"]["filename"] == "update-000002-tuned.mp4"
+    assert steps[-1]["left"] == 0
+    states = [event["data"]["state"] for event in told if event["type"] == "ipro.state"]
+    assert states == ["preparing", "training", "finished"]
+
+
+def test_a_clip_without_a_face_gives_an_empty_pool_and_a_warning(host):
+    prompt = {
+        "blank": {
+            "class_type": "EmptyImage",
+            "inputs": {"width": 48, "height": 48, "batch_size": 9, "color": 0},
+        },
+        "faces": {"class_type": "IPRO_LoadFaceModels", "inputs": {"pack": "tiny world (embedded)"}},
+        "reward": {"class_type": "IPRO_FacePoolReward", "inputs": {"missing": "count"}},
+        "pool": {
+            "class_type": "IPRO_BuildFacePool",
+            "inputs": {"clip": ["blank", 0], "face_models": ["faces", 0], "choose": "tracked", "min_face": 0}
+            | {"keep_first": True},
+        },
+        "score": {
+            "class_type": "IPRO_ScoreVideo",
+            "inputs": {"video": ["blank", 0], "face_models": ["faces", 0], "pool": ["pool", 0]}
+            | {"reward": ["reward", 0]},
+        },
+        "similarity": {
+            "class_type": "IPRO_FaceSimilarity",
+            "inputs": {
+                "video": ["blank", 0],
+                "reference": ["blank", 0],
+                "face_models": ["faces", 0],
+                "fps": 8,
+            },
+        },
+    }
+    outputs = host.execute(prompt)
+    (pool,) = outputs["pool"]["ipro_pool"]
+    assert pool["frames"] == [] and pool["seen"] == [0] * 9 and pool["coverage"] == 0
+    for node in ("pool", "score", "similarity"):
+        (warning,) = outputs[node]["ipro_warning"]
+        assert "face" in warning or "pool" in warning
+
+
+def test_a_strangers_workflow_writes_and_reads_only_where_it_may(host, facts):
+    prompt = tiny_graph(facts, name="stranger", sample_every=0)
+    prompt, save = only(prompt, "IPRO_SaveLora")
+    prompt[save]["inputs"]["file"] = "../../escaped"
+    history = host.wait(host.queue(prompt))
+    (error,) = [told for name, told in history["status"]["messages"] if name == "execution_error"]
+    assert "leads out of loras" in error["exception_message"]
+    assert not list(Path(host.base).rglob("escaped*"))
+    clips = {"class_type": "IPRO_LoadClips", "inputs": {"source": "../../../etc/"}}
+    show = {"class_type": "IPRO_ShowClip", "inputs": {"clips": ["clips", 0], "index": 0, "max_frames": 1}}
+    look = {"class_type": "PreviewImage", "inputs": {"images": ["show", 0]}}
+    answer = host.post("/prompt", {"prompt": {"clips": clips, "show": show, "look": look}})
+    if not answer["node_errors"]:  # older hosts do not look into menus: then the node does
+        messages = host.wait(answer["prompt_id"])["status"]["messages"]
+        (error,) = [told for name, told in messages if name == "execution_error"]
+        assert "leads out of input" in error["exception_message"]
+    for name in ("../../input", "no-such-run"):
+        with pytest.raises(OSError, match="404"):
+            host.get(f"/ipro/run?name={name}")
