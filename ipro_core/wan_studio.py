@@ -40,6 +40,10 @@ BOUNDARY = {"I2V-A14B": 0.9, "T2V-14B": 0.875}
 """Where the low-noise expert takes over, of the kinds with two experts."""
 
 
+Tuning = tuple[IproSettings, int]
+"""What an update's memory and time hang on beside the network: the settings, and the adapter's rank."""
+
+
 @dataclass(frozen=True)
 class WanFiles:
     """The files of one job, as ComfyUI users have them."""
@@ -70,9 +74,7 @@ class DeviceSettings:
     )
 
 
-def plan_wan(
-    file: WanFile, framing: Framing, wanted: DeviceSettings, tuning: tuple[IproSettings, int] | None = None
-) -> Plan:
+def plan_wan(file: WanFile, framing: Framing, wanted: DeviceSettings, tuning: Tuning | None = None) -> Plan:
     """What lies where, settled before anything is loaded.
 
     Args:
@@ -132,7 +134,7 @@ def open_wan(
     faces: Path | None,
     framing: Framing,
     wanted: DeviceSettings,
-    tuning: tuple[IproSettings, int] | None = None,
+    tuning: Tuning | None = None,
 ) -> Studio:
     """A studio of these files.
 

@@ -20,7 +20,7 @@ from ..ipro_core.tinyworld.scenes import tiny_scenes
 from ..ipro_core.training.ipro import IproSettings, TrainingSample
 from ..ipro_core.training.presets import PRESETS, Preset
 from ..ipro_core.types import FacePool, Framing
-from ..ipro_core.wan_studio import DeviceSettings, WanFiles, open_wan
+from ..ipro_core.wan_studio import DeviceSettings, Tuning, WanFiles, open_wan
 
 CLIPS = io.Custom("IPRO_CLIPS")
 DATASET = io.Custom("IPRO_DATASET")
@@ -103,7 +103,9 @@ class ModelChoice(Protocol):
         """For config.json."""
         ...
 
-    def open_studio(self, faces: Path | None) -> Studio: ...
+    def open_studio(self, faces: Path | None, tuning: Tuning | None = None) -> Studio:
+        """tuning: what the memory is planned for; None: sampling."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class TinyWorldModel:
     def files(self) -> dict[str, str]:
         return asdict(WanFiles())
 
-    def open_studio(self, faces: Path | None) -> Studio:
+    def open_studio(self, faces: Path | None, tuning: Tuning | None = None) -> Studio:
         return open_tiny_world(faces, self.device)
 
 
@@ -136,8 +138,8 @@ class WanModel:
     def files(self) -> dict[str, str]:
         return asdict(self.wan)
 
-    def open_studio(self, faces: Path | None) -> Studio:
-        return open_wan(self.wan, faces, self.framing, self.device)
+    def open_studio(self, faces: Path | None, tuning: Tuning | None = None) -> Studio:
+        return open_wan(self.wan, faces, self.framing, self.device, tuning)
 
 
 @dataclass(frozen=True)
