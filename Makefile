@@ -41,8 +41,12 @@ clean:
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[test]"
 	touch $@
 
+# The host's packages beside a CPU build of torch; torchvision and torchaudio have none, and Wan needs neither.
 .venv-host/ready: pyproject.toml
 	$(PYTHON) -m venv .venv-host
-	.venv-host/bin/python -m pip install --quiet --disable-pip-version-check requests \
-		-r "$$($(PYTHON) tests/host.py)/requirements.txt" --editable ".[test]"
+	.venv-host/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	grep -v '^torch' "$$($(PYTHON) tests/host.py)/requirements.txt" > .venv-host/requirements.txt
+	.venv-host/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH) requests \
+		-r .venv-host/requirements.txt --editable ".[test]"
+	.venv-host/bin/python -m pip uninstall --quiet --yes torchvision torchaudio
 	touch $@

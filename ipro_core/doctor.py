@@ -247,3 +247,5 @@ JOBS: dict[str, tuple[Need, ...]] = {
     ),
 }
 """In each the network that is tuned comes first."""
+SIZES = {"I2V-A14B": Framing(832, 480, 81), "TI2V-5B": Framing(1280, 704, 121)}
+"""What is planned for where no size is given: what the model was trained on."""

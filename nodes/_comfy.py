@@ -131,6 +131,12 @@ def face_packs() -> list[str]:
     return sorted({folder.name for place in places if place.is_dir() for folder in place.iterdir()})
 
 
+def model_folders(kind: str) -> list[Path]:
+    """The folders behind models/<kind> that exist."""
+    places = face_roots() if kind == "insightface" else map(Path, folder_paths.get_folder_paths(kind))
+    return [place for place in places if place.is_dir()]
+
+
 def model_files(kind: str, *more_suffixes: str) -> list[str]:
     """The names of a menu: files of models/<kind>, and those of other suffixes there."""
     others = {

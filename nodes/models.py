@@ -6,6 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..ipro_core.doctor import FOLDERS as LOOKED_INTO
+from ..ipro_core.doctor import JOBS, SIZES, diagnose
 from ..ipro_core.faces.packs import find_pack
 from ..ipro_core.types import Framing
 from ..ipro_core.wan_studio import DeviceSettings, WanFiles
@@ -21,8 +23,9 @@ FOLDERS = {
     "text_encoder": "text_encoders",
     "lightning": "loras",
     "high_lightning": "loras",
+    "draft": "vae_approx",
 }
-OPTIONAL = ("high_noise", "lightning", "high_lightning")
+OPTIONAL = ("high_noise", "lightning", "high_lightning", "draft")
 
 
 class LoadTinyWorld(io.ComfyNode):
@@ -77,10 +80,42 @@ class LoadWanExpert(io.ComfyNode):
         return io.NodeOutput(wan)
 
 
+class CheckSetup(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return _comfy.schema(
+            "CheckSetup",
+            "Check Setup",
+            CATEGORY,
+            "What a job needs: where each file lies, known by its content and not its name, or where to get "
+            "it and under which licence; this machine's memory, and the plan that fits it. Nothing is "
+            "downloaded.",
+            inputs=[
+                io.Combo.Input("job", options=list(JOBS), tooltip="What is to be tuned."),
+                *widgets(Framing, plain=("",), without=("fps",)),
+            ],
+            outputs=[
+                io.String.Output(display_name="report", tooltip="The same as the node shows."),
+                io.Boolean.Output(
+                    display_name="ready", tooltip="Whether nothing that the job needs is missing."
+                ),
+            ],
+            is_output_node=True,
+            not_idempotent=True,  # files come and go
+        )
+
+    @classmethod
+    @_comfy.working("free some memory.")
+    def execute(cls, job: str, **given: Any) -> io.NodeOutput:
+        framing = settings_of(Framing, given).filled(SIZES.get(job, Framing(1, 1, 1)))
+        found = diagnose(job, {name: _comfy.model_folders(name) for name in LOOKED_INTO}, framing)
+        return io.NodeOutput(found.text(), found.ready, ui={"text": (found.text(),)})
+
+
 def _judge() -> list[Any]:
     packs = _comfy.face_packs()
     help = next(declared.metadata["help"] for declared in fields(WanFiles) if declared.name == "judge")
     return [io.Combo.Input("judge", options=[_comfy.NONE, *packs], tooltip=help)]
 
 
-NODES = [LoadTinyWorld, LoadWanExpert]
+NODES = [CheckSetup, LoadTinyWorld, LoadWanExpert]

@@ -4,12 +4,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..doctor import FOLDERS, JOBS, diagnose
+from ..doctor import FOLDERS, JOBS, SIZES, diagnose
 from ..types import Framing
 from .flags import add_knobs, given_knobs, models_folders
-
-SIZES = {"I2V-A14B": Framing(832, 480, 81), "TI2V-5B": Framing(1280, 704, 121)}
-"""What is planned for where no size is given: what the model was trained on."""
 
 
 def doctor(options: argparse.Namespace) -> dict[str, Any]:
