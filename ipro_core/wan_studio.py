@@ -6,12 +6,14 @@ Nothing large is read here. What does not fit together is told in one sentence b
 import logging
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from .cache import TensorCache
 from .clips.scenes import clip_scenes
@@ -135,6 +137,8 @@ def open_wan(
     framing: Framing,
     wanted: DeviceSettings,
     tuning: Tuning | None = None,
+    *,
+    text: Network[Callable[[str], Tensor]] | None = None,
 ) -> Studio:
     """A studio of these files.
 
@@ -142,13 +146,14 @@ def open_wan(
         faces: a face pack's folder; None where no face is looked at.
         framing: of the videos; 0 stands for the model's own.
         tuning: see `plan_wan`.
+        text: gives prompts' embeddings in the place of a text encoder's file.
 
     Raises:
         ValueError: a file is missing, damaged, of another kind than its place wants, or does not fit the
             others; or the video's size does not fit the model, or not the memory.
     """
     model, high_noise = _experts(files)
-    _check_others(files, model, high_noise)
+    _check_others(files, model, high_noise, own_text=text is None)
     framing = framing.filled(TI2V_5B_FRAMING if model.kind == "TI2V-5B" else A14B_FRAMING)
     channels, scale = (48, 16) if model.kind == "TI2V-5B" else (16, 8)
     if framing.width % (2 * scale) or framing.height % (2 * scale) or framing.frames % 4 != 1:
@@ -176,7 +181,8 @@ def open_wan(
         shapes=model.shapes,
         framing=framing,
         latent_shape=(channels, 1 + framing.frames // 4, framing.height // scale, framing.width // scale),
-        text=Network(lambda: sha(files.text_encoder), lambda: load_text_encoder(files.text_encoder, device)),
+        text=text
+        or Network(lambda: sha(files.text_encoder), lambda: load_text_encoder(files.text_encoder, device)),
         codec=Network(lambda: sha(files.vae), lambda: load_vae(files.vae, device)),
         faces=Network(lambda: names, lambda: load_face_models(faces or "", device)),
         model=network(model, files.lightning, plan.placement),
@@ -235,10 +241,10 @@ def _experts(files: WanFiles) -> tuple[WanFile, WanFile | None]:
     return model, high
 
 
-def _check_others(files: WanFiles, model: WanFile, high_noise: WanFile | None) -> None:
+def _check_others(files: WanFiles, model: WanFile, high_noise: WanFile | None, *, own_text: bool) -> None:
     """Raise ValueError where VAE, text encoder or a LoRA do not fit the network."""
     for flag, given in (("--vae", files.vae), ("--text-encoder", files.text_encoder)):
-        if not given:
+        if not given and (own_text or flag == "--vae"):
             raise ValueError(f"{model.family} wants a VAE and a text encoder: give {flag}.")
     wanted, given = model.shapes["head.head.weight"][0] // 4, vae_channels(files.vae)
     if wanted != given:
@@ -247,7 +253,8 @@ def _check_others(files: WanFiles, model: WanFile, high_noise: WanFile | None) -
             f"{model.path.name} is {model.kind}, whose latents have {wanted} channels, and those of "
             f"{Path(files.vae).name} have {given}: give {right} with --vae."
         )
-    open_text_encoder(files.text_encoder)
+    if own_text:
+        open_text_encoder(files.text_encoder)
     if files.draft:
         given = load_draft_codec(files.draft).channels  # small: it is read whole
         if given != wanted:

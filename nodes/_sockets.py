@@ -1,6 +1,6 @@
 """What the sockets carry: small frozen values and the core's own, never an open network; and frames."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,11 +10,12 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..ipro_core.cache import name_of
-from ..ipro_core.clips.scenes import Scene, find_videos
+from ..ipro_core.clips.scenes import Scene, ShownScene, find_videos, fit
 from ..ipro_core.evaluation.compare import Comparison
+from ..ipro_core.files import fingerprint
 from ..ipro_core.job import name_of_scenes, showing_faces
 from ..ipro_core.rewards.base import Reward
-from ..ipro_core.studio import Studio
+from ..ipro_core.studio import Network, Studio
 from ..ipro_core.tinyworld import open_tiny_world
 from ..ipro_core.tinyworld.scenes import tiny_scenes
 from ..ipro_core.training.ipro import IproSettings, TrainingSample
@@ -31,6 +32,7 @@ MODEL = io.Custom("IPRO_MODEL")
 OBJECTIVE = io.Custom("IPRO_OBJECTIVE")
 RUN = io.Custom("IPRO_RUN")
 COMPARISON = io.Custom("IPRO_COMPARISON")
+Text = Network[Callable[[str], Tensor]]
 
 
 @dataclass(frozen=True)
@@ -68,14 +70,53 @@ class ClipChoice:
 
 
 @dataclass(frozen=True, eq=False)
+class StillScene(ShownScene):
+    """An input image without a clip; whose face it is to be, a pool says."""
+
+    def pieces(self) -> Iterator[Tensor]:
+        yield self.frames_TCHW[:1]
+
+
+@dataclass(frozen=True, eq=False)
+class StillChoice:
+    """Input images and what is asked of them, as the host encoded it."""
+
+    images_NCHW: Tensor
+    text_LD: Tensor
+
+    videos: tuple[Path, ...] = ()
+
+    @property
+    def count(self) -> int:
+        return len(self.images_NCHW)
+
+    def scenes(self, studio: Studio) -> list[Scene]:
+        firsts, length = fit(self.images_NCHW, studio.framing), studio.framing.frames
+        return [StillScene(f"image {n}", "", one.expand(length, -1, -1, -1)) for n, one in enumerate(firsts)]
+
+    def name(self, studio: Studio) -> str:
+        return fingerprint({"images": self.images_NCHW})
+
+    @property
+    def text(self) -> Network[Callable[[str], Tensor]]:
+        """In the place of a text encoder."""
+        return Network(lambda: fingerprint({"text": self.text_LD}), lambda: lambda _: self.text_LD)
+
+
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """What is tuned on."""
 
-    clips: ClipChoice
+    clips: ClipChoice | StillChoice
     faces: Path
     """A face pack."""
     pool: FacePool | None = None
     """Whom all clips show; None: each clip its own person."""
+
+    def open_studio(self, model: "ModelChoice", tuning: Tuning) -> Studio:
+        """The model's, told what the host has encoded already."""
+        text = self.clips.text if isinstance(self.clips, StillChoice) else None
+        return model.open_studio(self.faces, tuning, text=text)
 
     def with_pool(self, sample: TrainingSample) -> TrainingSample:
         """The sample with the pool that was given for all."""
@@ -103,8 +144,14 @@ class ModelChoice(Protocol):
         """For config.json."""
         ...
 
-    def open_studio(self, faces: Path | None, tuning: Tuning | None = None) -> Studio:
-        """tuning: what the memory is planned for; None: sampling."""
+    def open_studio(
+        self, faces: Path | None, tuning: Tuning | None = None, *, text: Text | None = None
+    ) -> Studio:
+        """
+        Args:
+            tuning: what the memory is planned for; None: sampling.
+            text: in the place of the text encoder.
+        """
         ...
 
 
@@ -120,8 +167,11 @@ class TinyWorldModel:
     def files(self) -> dict[str, str]:
         return asdict(WanFiles())
 
-    def open_studio(self, faces: Path | None, tuning: Tuning | None = None) -> Studio:
-        return open_tiny_world(faces, self.device)
+    def open_studio(
+        self, faces: Path | None, tuning: Tuning | None = None, *, text: Text | None = None
+    ) -> Studio:
+        studio = open_tiny_world(faces, self.device)
+        return replace(studio, text=text) if text else studio
 
 
 @dataclass(frozen=True)
@@ -138,8 +188,10 @@ class WanModel:
     def files(self) -> dict[str, str]:
         return asdict(self.wan)
 
-    def open_studio(self, faces: Path | None, tuning: Tuning | None = None) -> Studio:
-        return open_wan(self.wan, faces, self.framing, self.device, tuning)
+    def open_studio(
+        self, faces: Path | None, tuning: Tuning | None = None, *, text: Text | None = None
+    ) -> Studio:
+        return open_wan(self.wan, faces, self.framing, self.device, tuning, text=text)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,17 @@ from ..ipro_core.clips.scenes import SUFFIXES
 from ..ipro_core.clips.video import probe, read_frames
 from ..ipro_core.tinyworld.scenes import SPLITS, tiny_scenes
 from . import _comfy
-from ._sockets import CLIPS, DATASET, FACE_MODELS, FACE_POOL, ClipChoice, Dataset, images_of
+from ._sockets import (
+    CLIPS,
+    DATASET,
+    FACE_MODELS,
+    FACE_POOL,
+    ClipChoice,
+    Dataset,
+    StillChoice,
+    frames_of,
+    images_of,
+)
 
 CATEGORY = "1 Clips"
 TUNABLE = ("tuning", "held_out", "checks")
@@ -153,4 +163,29 @@ class BuildDataset(io.ComfyNode):
         return io.NodeOutput(Dataset(clips, face_models, pool))
 
 
-NODES = [LoadClips, TinyWorldClips, ShowClip, BuildDataset]
+class DatasetFromImage(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return _comfy.schema(
+            "DatasetFromImage",
+            "Dataset from Image",
+            CATEGORY,
+            "Tune on input images and a prompt as the host has them, without clips: whose face is to be "
+            "kept, a pool says.",
+            inputs=[
+                io.Image.Input("first_frames", tooltip="One input image or several, each with a face."),
+                io.Conditioning.Input("positive", tooltip="The prompt, from CLIP Text Encode with UMT5."),
+                FACE_POOL.Input("pool", tooltip="The person's faces."),
+                FACE_MODELS.Input("face_models", tooltip="The pack that built the pool."),
+            ],
+            outputs=[DATASET.Output(display_name="dataset", tooltip="For Train.")],
+        )
+
+    @classmethod
+    @_comfy.working("give fewer or smaller images.")
+    def execute(cls, first_frames, positive, pool, face_models: Path) -> io.NodeOutput:
+        text_LD = positive[0][0][0].clone().float().cpu()
+        return io.NodeOutput(Dataset(StillChoice(frames_of(first_frames), text_LD), face_models, pool))
+
+
+NODES = [LoadClips, TinyWorldClips, ShowClip, BuildDataset, DatasetFromImage]

@@ -4,15 +4,17 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from comfy_api.latest import io
 
 from ..ipro_core.doctor import FOLDERS as LOOKED_INTO
 from ..ipro_core.doctor import JOBS, SIZES, diagnose
 from ..ipro_core.faces.packs import find_pack
+from ..ipro_core.studio import Network
 from ..ipro_core.types import Framing
 from ..ipro_core.wan_studio import DeviceSettings, WanFiles
 from . import _comfy
-from ._sockets import MODEL, TinyWorldModel, WanModel
+from ._sockets import MODEL, Text, TinyWorldModel, WanModel
 from ._widgets import settings_of, widgets
 
 CATEGORY = "4 Models"
@@ -25,7 +27,11 @@ FOLDERS = {
     "high_lightning": "loras",
     "draft": "vae_approx",
 }
-OPTIONAL = ("high_noise", "lightning", "high_lightning", "draft")
+OPTIONAL = ("high_noise", "text_encoder", "lightning", "high_lightning", "draft")
+"""A text encoder is not wanted where the host has encoded the prompt: see Dataset from Image."""
+
+
+NO_TEXT: Text = Network(lambda: "", lambda: lambda _: torch.zeros(0, 4096))
 
 
 class LoadTinyWorld(io.ComfyNode):
@@ -76,7 +82,8 @@ class LoadWanExpert(io.ComfyNode):
         files["judge"] = "" if judge == _comfy.NONE else str(find_pack(Path(judge).name, _comfy.face_roots()))
         files["cache"] = str(_comfy.output_folder() / "ipro" / "cache")
         wan = WanModel(WanFiles(**files), settings_of(Framing, given), settings_of(DeviceSettings, given))
-        wan.open_studio(None)  # files that do not go together are told here; only headers are read
+        # Files that do not go together are told here; only headers are read.
+        wan.open_studio(None, text=None if files["text_encoder"] else NO_TEXT)
         return io.NodeOutput(wan)
 
 

@@ -105,7 +105,7 @@ class Train(io.ComfyNode):
         sample_every: int,
         **loop: Any,
     ) -> io.NodeOutput:
-        studio = video_model.open_studio(dataset.faces, (objective.settings, rank))
+        studio = dataset.open_studio(video_model, (objective.settings, rank))
         plan = Preset(
             settings_of(LoopSettings, loop), objective.settings, objective.reward, rank, studio.framing
         )

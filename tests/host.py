@@ -35,6 +35,21 @@ sys.meta_path.insert(0, Watch())
 """Runs before all packs are loaded: the host itself may import some of these."""
 
 
+CONDITIONING = """
+import torch
+
+class Words:
+    INPUT_TYPES = classmethod(lambda cls: {"required": {}})
+    RETURN_TYPES, FUNCTION, CATEGORY = ("CONDITIONING",), "make", "test"
+
+    def make(self):
+        return ([[torch.zeros(1, 8, 4096), {}]],)
+
+NODE_CLASS_MAPPINGS = {"TestConditioning": Words}
+"""
+"""Stands for CLIP Text Encode, whose network nobody has here."""
+
+
 def find_host() -> Path | None:
     """The first checkout there is."""
     places = [Path(os.environ["COMFYUI_DIR"])] if os.environ.get("COMFYUI_DIR") else []
@@ -65,7 +80,7 @@ class Host:
         watch = self.base / "custom_nodes" / "watch"
         watch.mkdir(exist_ok=True)
         (watch / "prestartup_script.py").write_text(WATCH)
-        (watch / "__init__.py").write_text("NODE_CLASS_MAPPINGS = {}")
+        (watch / "__init__.py").write_text(CONDITIONING)
         # One thread, because networks this small only wait for each other's; bytecode as every user has it.
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         environment |= {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}

@@ -199,6 +199,22 @@ def test_a_clip_without_a_face_gives_an_empty_pool_and_a_warning(host):
         assert "face" in warning or "pool" in warning
 
 
+def test_a_run_is_tuned_on_the_hosts_own_image_and_conditioning(host, facts):
+    prompt = tiny_graph(facts, name="stock")
+    names = {node["class_type"]: name for name, node in prompt.items()}
+    faces, clip = names["IPRO_LoadFaceModels"], names["IPRO_ShowClip"]
+    prompt["words"] = {"class_type": "TestConditioning", "inputs": {}}
+    prompt["stock"] = {
+        "class_type": "IPRO_DatasetFromImage",
+        "inputs": {"first_frames": [clip, 1], "positive": ["words", 0]}
+        | {"pool": [names["IPRO_BuildFacePool"], 0], "face_models": [faces, 0]},
+    }
+    prompt[names["IPRO_Train"]]["inputs"]["dataset"] = ["stock", 0]
+    graph, train = only(prompt, "IPRO_Train")
+    (run,) = host.execute(graph)[train]["ipro_run"]
+    assert run["state"] == "finished" and all(record["metrics"]["grad_norm"] > 0 for record in run["records"])
+
+
 def test_a_strangers_workflow_writes_and_reads_only_where_it_may(host, facts):
     prompt = tiny_graph(facts, name="stranger", sample_every=0)
     prompt, save = only(prompt, "IPRO_SaveLora")
