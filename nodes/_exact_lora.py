@@ -12,17 +12,39 @@ ModelSamplingSD3 stands, or how KSamplerAdvanced cuts the schedule in two.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import comfy.ldm.wan.model
 import comfy.samplers
+import torch
 from comfy.patcher_extension import PatcherInjection, WrappersMP
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from ..ipro_core.cache import name_of
 from ..ipro_core.models.lora import import_lora
 from ..ipro_core.models.lora_keys import LowRank
+
+
+_numbers = count()
+_on: dict[str, bool] = {}
+"""Whether each LoRA that lies on a MODEL is on in the pass that runs, or ran last."""
+
+
+@contextmanager
+def as_it_was(on: Mapping[str, bool]) -> Iterator[None]:
+    """For what runs again for its gradient: the LoRAs that were on the first time (`now()`)."""
+    before = dict(_on)
+    _on.update(on)
+    try:
+        yield
+    finally:
+        _on.update(before)
+
+
+def now() -> dict[str, bool]:
+    return dict(_on)
 
 
 class StepRange(NamedTuple):
@@ -63,7 +85,11 @@ class HostLayers:
         self.layers = dict(layers)
 
     def frozen_shapes(self) -> dict[str, tuple[int, ...]]:
-        shapes = {name: tuple(tensor.shape) for name, tensor in self.network.named_parameters()}
+        shapes = {
+            name: tuple(tensor.shape)
+            for name, tensor in self.network.named_parameters()
+            if name.rpartition(".")[2] in ("weight", "bias", "modulation")  # not a quantised layer's scales
+        }
         return shapes | {
             f"{name}.weight": (module.out_features, module.in_features)
             for name, module in self.linears.items()
@@ -79,8 +105,6 @@ def network_of(patcher: Any) -> Any:
     Raises:
         ValueError: it is another model's.
     """
-    import comfy.ldm.wan.model
-
     network = getattr(patcher.model, "diffusion_model", None)
     if type(network) is not comfy.ldm.wan.model.WanModel:
         raise ValueError(
@@ -103,11 +127,19 @@ def apply_lora(patcher: Any, path: Path, strength: float, steps: StepRange) -> A
 
 def with_layers(patcher: Any, layers: Mapping[str, LowRank], strength: float, steps: StepRange) -> Any:
     """`apply_lora` of an adapter that is in memory."""
-    clone, switch = patcher.clone(), {"on": False}
-    held: list[Any] = []
+    clone, key, held = patcher.clone(), f"ipro_{next(_numbers)}", list[Any]()
 
     def inject(patcher: Any) -> None:
-        hooks = hooked(network_of(patcher), layers, strength, switch)
+        with torch.inference_mode(False):  # a training may go through it
+            there = {
+                name: LowRank(
+                    layer.down_RI.detach().to(patcher.load_device, copy=True),
+                    layer.up_OR.detach().to(patcher.load_device, copy=True),
+                    layer.alpha,
+                )
+                for name, layer in layers.items()
+            }
+        hooks = hooked(network_of(patcher), there, strength, key)
         hooks.__enter__()
         held.append(hooks)
 
@@ -116,13 +148,9 @@ def with_layers(patcher: Any, layers: Mapping[str, LowRank], strength: float, st
             held.pop().__exit__(None, None, None)
 
     def in_range(executor: Any, x: Tensor, sigma: Tensor, *args: Any, **keywords: Any) -> Tensor:
-        switch["on"] = steps.holds(float(sigma.max()), executor.class_obj.model_sampling)
-        try:
-            return executor(x, sigma, *args, **keywords)
-        finally:
-            switch["on"] = False
+        _on[key] = steps.holds(float(sigma.max()), executor.class_obj.model_sampling)
+        return executor(x, sigma, *args, **keywords)
 
-    key = f"ipro_{name_of({'lora': id(layers), 'clone': id(clone)})}"
     clone.set_injections(key, [PatcherInjection(inject=inject, eject=eject)])
     clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, key, in_range)
     return clone
@@ -130,9 +158,9 @@ def with_layers(patcher: Any, layers: Mapping[str, LowRank], strength: float, st
 
 @contextmanager
 def hooked(
-    network: nn.Module, layers: Mapping[str, LowRank], strength: float, switch: Mapping[str, bool] | None = None
+    network: nn.Module, layers: Mapping[str, LowRank], strength: float, key: str = ""
 ) -> Iterator[None]:
-    """Within, each layer's output has its low-rank update added, where the switch is on."""
+    """Within, each layer's output has its low-rank update added; with a key, where that is on."""
     handles, unfolded = [], []
     # Of 0.33's int8 layers the second of a feed-forward is folded into a kernel, and never called.
     for block in network.modules() if any(name.endswith("ffn.2") for name in layers) else ():
@@ -140,7 +168,7 @@ def hooked(
             block.forward = partial(nn.Sequential.forward, block)
             unfolded.append(block)
     for name, layer in layers.items():
-        add = partial(_add, layer=layer, scale=strength * layer.alpha / len(layer.down_RI), switch=switch)
+        add = partial(_add, layer=layer, scale=strength * layer.alpha / len(layer.down_RI), key=key)
         handles.append(network.get_submodule(name).register_forward_hook(add))
     try:
         yield
@@ -152,9 +180,9 @@ def hooked(
 
 
 def _add(
-    module: nn.Module, inputs: tuple[Tensor], y: Tensor, *, layer: LowRank, scale: float, switch: Any
+    module: nn.Module, inputs: tuple[Tensor], y: Tensor, *, layer: LowRank, scale: float, key: str
 ) -> Tensor:
-    if switch is not None and not switch["on"]:
+    if key and not _on.get(key):
         return y
     x = inputs[0]
     down_RI, up_OR = (half.to(x.device, x.dtype) for half in (layer.down_RI, layer.up_OR))

@@ -31,7 +31,7 @@ from torch.utils.checkpoint import checkpoint
 from ..ipro_core.models.lora_keys import LowRank
 from ..ipro_core.models.vae import WanVae, adopt_vae
 from ..ipro_core.models.wan import TARGETS
-from ._exact_lora import HostLayers, hooked
+from ._exact_lora import HostLayers, as_it_was, hooked, now
 from ._host_switches import attention_with_backward, differentiable, without_dynamic
 
 
@@ -94,6 +94,7 @@ class HostModel(HostLayers):
             self.patcher = without_dynamic(patcher)
         super().__init__(self.patcher)
         self.device: torch.device = self.patcher.load_device
+        self._shape = torch.Size()  # of the last x
 
     @property
     def latent_format(self) -> Any:
@@ -152,7 +153,8 @@ class HostModel(HostLayers):
     ) -> Tensor:
         """KSampler's Euler step asks the model so (KSamplerX0Inpaint, to_d), operation for operation."""
         comfy.model_management.throw_exception_if_processing_interrupted()
-        self._load(x_BCTHW)
+        self._shape = x_BCTHW.shape
+        self._load(self._shape)
         base, patcher = self.patcher.model, self.patcher
         x = x_BCTHW.to(self.device, torch.float32)
         sigma_B = torch.full((len(x),), sigma, device=x.device)
@@ -174,6 +176,11 @@ class HostModel(HostLayers):
         """The latents that are kept, in the network's units, and the mask of the others."""
         if condition.free_B1THW is None or condition.known_BCTHW is None:
             return None, None
+        if type(self.patcher.model).__name__ != "WAN22":
+            raise ValueError(
+                "This LATENT has a noise mask, which only TI2V-5B takes (Wan22ImageToVideoLatent): connect "
+                "WanImageToVideo's."
+            )
         known = condition.known_BCTHW.to(x)
         if torch.count_nonzero(known) > 0:  # as the host does not shift an empty latent
             known = self.patcher.model.process_latent_in(known)
@@ -197,8 +204,8 @@ class HostModel(HostLayers):
         conds = comfy.samplers.process_conds(self.patcher.model, x, conds, self.device, blank, free)
         return conds["positive"], options
 
-    def _load(self, x_BCTHW: Tensor) -> None:
-        memory = self._memory(x_BCTHW.shape)
+    def _load(self, shape: torch.Size) -> None:
+        memory = self._memory(shape)
         with torch.inference_mode():
             comfy.model_management.load_models_gpu([self.patcher], memory_required=memory)
 
@@ -211,7 +218,8 @@ class HostModel(HostLayers):
         tokens = shape[0] * shape[2] * shape[3] * shape[4] / 4
         wide = self.network.blocks[0].ffn[0].out_features
         states = tokens * (self.network.dim * (len(self.network.blocks) + 16) + 4 * wide)
-        return passes + states * torch.finfo(self.patcher.model.get_dtype_inference()).bits / 8
+        dtype = self.patcher.model.manual_cast_dtype or self.patcher.model.get_dtype()
+        return passes + states * dtype.itemsize
 
     @contextmanager
     def _running(self, layers: Mapping[str, LowRank]) -> Iterator[None]:
@@ -227,27 +235,28 @@ class HostModel(HostLayers):
                     stack.enter_context(plain(part))
             for index, block in enumerate(self.network.blocks):
                 run = partial(self._run_block, block, block.forward, _of_block(layers, index))
-                block.forward = partial(checkpoint, run, use_reentrant=False)
-                stack.callback(_restore, block, vars(block).get("forward"))
+                block.forward = partial(_checkpointed, run)
+                stack.callback(vars(block).pop, "forward")
             yield
 
     def _run_block(
-        self, block: Any, forward: Callable[..., Tensor], layers: Mapping[str, LowRank], *args: Any, **more: Any
+        self,
+        block: Any,
+        forward: Callable[..., Tensor],
+        layers: Mapping[str, LowRank],
+        on: Mapping[str, bool],
+        *args: Any,
+        **keywords: Any,
     ) -> Tensor:
-        """One block forwards; for the gradient it runs again, when the host may have sent its weights away."""
-        self._load_again(args, more)
-        with differentiable(), plain(block), hooked(block, layers, 1.0):
-            return forward(*args, **more)
-
-    def _load_again(self, args: Any, more: Any) -> None:
-        x = args[0] if args else more["x"]
-        weight = next(self.network.blocks[0].parameters())
-        if weight.device != x.device and not hasattr(self.patcher.model, "lowvram_patch_counter"):
-            self._load(x.new_empty((1, 1, 1, 1, 1)))
+        """One block; for its gradient it runs again, when the host may have sent the weights away."""
+        if self.patcher.current_loaded_device() != self.device:
+            self._load(self._shape)
+        with as_it_was(on), differentiable(), plain(block), hooked(block, layers, 1.0):
+            return forward(*args, **keywords)
 
 
-def _restore(block: Any, _: Any) -> None:
-    vars(block).pop("forward", None)
+def _checkpointed(run: Callable[..., Tensor], *args: Any, **keywords: Any) -> Tensor:
+    return checkpoint(run, now(), *args, use_reentrant=False, **keywords)
 
 
 def _of_block(layers: Mapping[str, LowRank], index: int) -> dict[str, LowRank]:
