@@ -57,9 +57,9 @@ class StepRange(NamedTuple):
     def holds(self, sigma: float, model_sampling: Any) -> bool:
         """Whether a pass at this noise level belongs to one of these steps of the model's schedule."""
         sigmas = comfy.samplers.calculate_sigmas(model_sampling, "simple", self.steps).tolist()
-        # A step is told by the level at which it begins; a hair above it is rounding.
-        step = sum(level > sigma * (1 + 1e-4) for level in sigmas[:-1])
-        return self.first <= step < self.end
+        # A step goes from its own level down to the next one's; a hair above its own is rounding.
+        step = sum(level >= sigma * (1 - 1e-4) for level in sigmas[:-1]) - 1
+        return self.first <= max(step, 0) < self.end
 
 
 class HostLayers:

@@ -285,7 +285,63 @@ def loras(patcher, conditioning, latent):
     }
 
 
+def nodes(patcher, conditioning, latent):
+    """The node classes: their faces, and one run of each; the host's loras are in the network's folder."""
+    import folder_paths
+
+    room = importlib.import_module("pack.nodes.host")
+    folder_paths.folder_names_and_paths["loras"] = ([str(path.parent)], {".safetensors"})
+    model = host_model.HostModel(patcher)
+    filled(model)
+    lora.write_lora(model.adapter(), path.parent / "trained.safetensors", {})
+    faces = [node.GET_SCHEMA() for node in room.NODES]
+    untold = [
+        f"{face.node_id} {part.id}"
+        for face in faces
+        for part in (*face.inputs, *face.outputs)
+        if not part.tooltip
+    ]
+    use, apply, check = room.NODES
+    chosen = use.execute(patcher, None, conditioning, latent).result[0]
+    applied = apply.execute(patcher, "trained.safetensors", 1.0, 0, STEPS, STEPS).result[0]
+    applied, trained = ksampler(applied, conditioning, latent), our_sampler(model, conditioning, latent)
+    report, stock, exact = check.execute(patcher, "trained.safetensors", conditioning, latent).result
+    return {
+        "ids": [face.node_id for face in faces],
+        "untold": untold,
+        "chosen": type(chosen).__name__,
+        "applied": (applied - trained).abs().max().item(),
+        "report": report,
+        "stock": stock,
+        "exact": exact,
+    }
+
+
+def codec(patcher, conditioning, latent):
+    """The host's VAE, as its loader opens it, and ours on the same memory: decode, and the gradient."""
+    file = path.parent / "vae.safetensors"
+    vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(file)))
+    ours = host_model.codec_of(vae)
+    format = comfy.latent_formats.Wan21()
+    z = draw(1, 16, 2, 4, 4, seed=1)
+    with torch.inference_mode(False), switches.differentiable(), host_model.plain(vae.first_stage_model):
+        latents = z.clone().requires_grad_()
+        frames = vae.first_stage_model.decode(format.process_out(latents).to(vae.vae_dtype)).float()
+        frames = (frames / 2 + 0.5).transpose(1, 2)
+        probe = draw(*frames.shape, seed=2)
+        (pulled,) = torch.autograd.grad(frames, latents, probe)
+        gradient = distance(ours.pullback(z.clone(), probe), pulled)
+    memory = {p.untyped_storage().data_ptr() for p in vae.first_stage_model.parameters()}
+    shared = [p.untyped_storage().data_ptr() in memory for p in ours.network.parameters()]
+    return {
+        "decode": (ours.decode(z.clone()) - frames.detach()).abs().max().item(),
+        "gradient": gradient,
+        "shared": sum(shared) / len(shared),
+        "inference": all(p.is_inference() for p in vae.first_stage_model.parameters()),
+    }
+
+
 logging.disable(logging.WARNING)
 with torch.inference_mode():
     patcher = with_shift(comfy.sd.load_diffusion_model(str(path)))
-    print(json.dumps({"parity": parity, "loras": loras}[task](patcher, *scene(patcher))))
+    print(json.dumps({"parity": parity, "loras": loras, "nodes": nodes, "codec": codec}[task](patcher, *scene(patcher))))
