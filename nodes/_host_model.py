@@ -187,7 +187,9 @@ class HostModel(HostLayers):
         return known, comfy.sampler_helpers.prepare_mask(condition.free_B1THW, x.shape, x.device)
 
     @torch.no_grad()
-    def _given(self, condition: HostCondition, x: Tensor, known: Any, free: Any) -> tuple[Any, dict[str, Any]]:
+    def _given(
+        self, condition: HostCondition, x: Tensor, known: Any, free: Any
+    ) -> tuple[Any, dict[str, Any]]:
         """The conditioning as the host encodes it for one run of a sampler, and the model's options."""
         told = {
             "concat_latent_image": condition.image_BCTHW,

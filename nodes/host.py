@@ -93,8 +93,12 @@ class ApplyLoRA(io.ComfyNode):
                     step=0.01,
                     tooltip="What the LoRA's update is multiplied by; 1 is what was trained.",
                 ),
-                io.Int.Input("first_step", default=0, **count, tooltip="The first step that it is on at, from 0."),
-                io.Int.Input("end_step", default=8, **count, tooltip="The step before which it is off again."),
+                io.Int.Input(
+                    "first_step", default=0, **count, tooltip="The first step that it is on at, from 0."
+                ),
+                io.Int.Input(
+                    "end_step", default=8, **count, tooltip="The step before which it is off again."
+                ),
                 io.Int.Input(
                     "steps",
                     default=8,
@@ -133,7 +137,9 @@ class RoundTripCheck(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The model that the LoRA was trained on."),
                 _lora_menu(),
-                io.Conditioning.Input("positive", tooltip="Any prompt, with a first frame where one is needed."),
+                io.Conditioning.Input(
+                    "positive", tooltip="Any prompt, with a first frame where one is needed."
+                ),
                 io.Latent.Input("latent", tooltip="The size to try; a small one is enough."),
             ],
             outputs=[

@@ -1,8 +1,8 @@
 """Run by test_host_model.py and test_host_lora.py in a process of its own: the pack on the host's own code.
 
-    python host_model.py CHECKOUT NETWORK TASK
+    python host_model.py CHECKOUT NETWORK TASK NETWORK TASK …
 
-Prints one line of JSON with the figures of the task; everything runs in inference mode, as nodes do.
+Prints a line of JSON with the figures of each task; everything runs in inference mode, as nodes do.
 """
 
 import importlib
@@ -12,11 +12,13 @@ import logging
 import os
 import sys
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 from host_modules import lend_missing_modules
 
-host, path, task = sys.argv[1], Path(sys.argv[2]).resolve(), sys.argv[3]
+host, *jobs = sys.argv[1:]
 root = Path(__file__).parent.parent
 sys.argv = sys.argv[:1]
 os.chdir(host)
@@ -31,6 +33,8 @@ import comfy.model_sampling  # noqa: E402
 import comfy.sample  # noqa: E402
 import comfy.sd  # noqa: E402
 import comfy.utils  # noqa: E402
+from comfy.ldm.wan.vae import WanVAE  # noqa: E402
+from comfy.model_patcher import ModelPatcher  # noqa: E402
 
 torch.set_num_threads(1)
 spec = importlib.util.spec_from_file_location(
@@ -56,9 +60,7 @@ def draw(*shape, seed):
 
 def with_shift(patcher):
     """As ModelSamplingSD3 does it, whose module imports all of the host."""
-    kind = type(
-        "Shifted", (comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST), {}
-    )
+    kind = type("Shifted", (comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST), {})
     sampling, clone = kind(patcher.model.model_config), patcher.clone()
     sampling.set_parameters(shift=SHIFT, multiplier=1000)
     clone.add_object_patch("model_sampling", sampling)
@@ -161,7 +163,7 @@ def train(patcher, conditioning, latent):
         with torch.no_grad():
             x = flow.euler_step(x, model.velocity(x, levels[0], condition), levels[0], levels[1])
         loss = 0.0
-        for sigma, sigma_next in zip(levels[1:], levels[2:], strict=False):
+        for sigma, sigma_next in pairwise(levels[1:]):
             v, v_ref = velocity(x, sigma, condition), frozen_velocity(x, sigma, condition)
             loss = loss + (v - v_ref).square().mean() / (2 * sigma**2) / 2
             x = flow.euler_step(x, v, sigma, sigma_next)
@@ -169,11 +171,13 @@ def train(patcher, conditioning, latent):
         plain = {name: tensor.grad for name, tensor in model.adapter_parameters().items()}
         both = [torch.cat([grad.flatten() for grad in grads.values()]) for grads in (ours, plain)]
         reached = sum(bool(grad.any()) for grad in ours.values())
-        return {"reached": reached, "tensors": len(ours), "gradient": distance(*both)} | finite(model, x, condition)
+        return {"reached": reached, "tensors": len(ours), "gradient": distance(*both)} | finite(
+            model, x, condition
+        )
 
 
 def by_autograd(model):
-    """v_θ and v_ref by the host's forward alone: loaded as normal tensors, the adapter added into the weights.
+    """v_θ and v_ref by the host's forward alone: normal tensors, the adapter added into the weights.
 
     Of weights that are not floats, where nothing can be added, by our own velocities.
     """
@@ -209,7 +213,9 @@ def finite(model, x_BCTHW, condition):
     for tensor in weights:
         tensor.grad = None
     probe = draw(*x_BCTHW.shape, seed=11)
-    along = [draw(*tensor.shape, seed=12) * tensor.detach().norm() / tensor.numel() ** 0.5 for tensor in weights]
+    along = [
+        draw(*tensor.shape, seed=12) * tensor.detach().norm() / tensor.numel() ** 0.5 for tensor in weights
+    ]
     x = x_BCTHW.detach()
     (model.velocity(x, 0.625, condition) * probe).sum().backward()
     slope = sum((tensor.grad * way).sum() for tensor, way in zip(weights, along, strict=True)).item()
@@ -306,7 +312,10 @@ def nodes(patcher, conditioning, latent):
     applied = apply.execute(patcher, "trained.safetensors", 1.0, 0, STEPS, STEPS).result[0]
     applied, trained = ksampler(applied, conditioning, latent), our_sampler(model, conditioning, latent)
     report, stock, exact = check.execute(patcher, "trained.safetensors", conditioning, latent).result
+    sampling = patcher.object_patches["model_sampling"]
+    late = exact_lora.StepRange(6, 8, STEPS)
     return {
+        "on": [late.holds(sigma, sampling) for sigma in (1.0, 0.75, 0.625, 0.5, 5 / 12, 0.1)],
         "ids": [face.node_id for face in faces],
         "untold": untold,
         "chosen": type(chosen).__name__,
@@ -318,17 +327,25 @@ def nodes(patcher, conditioning, latent):
 
 
 def codec(patcher, conditioning, latent):
-    """The host's VAE, as its loader opens it, and ours on the same memory: decode, and the gradient."""
-    file = path.parent / "vae.safetensors"
-    vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(file)))
+    """The host's WanVAE, narrow, and ours on the same memory: decode, and the gradient."""
+    tensors = comfy.utils.load_torch_file(str(path.parent / "vae.safetensors"))
+    narrow = WanVAE(
+        dim=tensors["decoder.head.2.weight"].shape[1], z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2,
+        attn_scales=[], temperal_downsample=[False, True, True], dropout=0.0,
+    ).double().eval()  # fmt: skip
+    narrow.load_state_dict(tensors)
+    cpu = torch.device("cpu")
+    vae = SimpleNamespace(
+        first_stage_model=narrow, patcher=ModelPatcher(narrow, cpu, cpu), device=cpu, vae_dtype=torch.float64
+    )
     ours = host_model.codec_of(vae)
-    format = comfy.latent_formats.Wan21()
-    z = draw(1, 16, 2, 4, 4, seed=1)
+    with torch.inference_mode(False):
+        format, z = comfy.latent_formats.Wan21(), draw(1, 16, 2, 4, 4, seed=1).double()
     with torch.inference_mode(False), switches.differentiable(), host_model.plain(vae.first_stage_model):
         latents = z.clone().requires_grad_()
-        frames = vae.first_stage_model.decode(format.process_out(latents).to(vae.vae_dtype)).float()
+        frames = vae.first_stage_model.decode(format.process_out(latents).to(vae.vae_dtype))
         frames = (frames / 2 + 0.5).transpose(1, 2)
-        probe = draw(*frames.shape, seed=2)
+        probe = draw(*frames.shape, seed=2).double()
         (pulled,) = torch.autograd.grad(frames, latents, probe)
         gradient = distance(ours.pullback(z.clone(), probe), pulled)
     memory = {p.untyped_storage().data_ptr() for p in vae.first_stage_model.parameters()}
@@ -342,6 +359,9 @@ def codec(patcher, conditioning, latent):
 
 
 logging.disable(logging.WARNING)
+tasks = {"parity": parity, "loras": loras, "nodes": nodes, "codec": codec}
 with torch.inference_mode():
-    patcher = with_shift(comfy.sd.load_diffusion_model(str(path)))
-    print(json.dumps({"parity": parity, "loras": loras, "nodes": nodes, "codec": codec}[task](patcher, *scene(patcher))))
+    for network, task in zip(jobs[::2], jobs[1::2], strict=True):
+        path = Path(network)
+        patcher = with_shift(comfy.sd.load_diffusion_model(network))
+        print(json.dumps(tasks[task](patcher, *scene(patcher))))
