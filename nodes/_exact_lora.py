@@ -26,7 +26,6 @@ from torch.nn.functional import linear
 from ..ipro_core.models.lora import import_lora
 from ..ipro_core.models.lora_keys import LowRank
 
-
 _numbers = count()
 _on: dict[str, bool] = {}
 """Whether each LoRA that lies on a MODEL is on in the pass that runs, or ran last."""

@@ -49,7 +49,7 @@ def attention_with_backward(function: Callable[..., Tensor], *args: Any, **keywo
 
 
 def without_dynamic(patcher: Any) -> Any:
-    """A clone of the MODEL whose weights lie in torch's own memory (since 0.12 they may stream by themselves).
+    """A clone of the MODEL whose weights lie in torch's own memory; since 0.12 they may stream by themselves.
 
     Raises:
         ValueError: its loader cannot load it so.

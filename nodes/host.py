@@ -1,4 +1,4 @@
-"""The host's own models: training on its MODEL, LoRAs that stay exact, and the proof that a saved file works."""
+"""The host's own models: tuning its MODEL, LoRAs that stay exact, the proof that a saved file works."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -50,8 +50,8 @@ class UseComfyUIModel(io.ComfyNode):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="Wan 2.2's low-noise expert, TI2V-5B or a text-to-video one: of any type, with all "
-                    "that the graph has laid on it (Lightning, ModelSamplingSD3).",
+                    tooltip="Wan 2.2's low-noise expert, TI2V-5B or a text-to-video one: of any type, with "
+                    "all that the graph has laid on it (Lightning, ModelSamplingSD3).",
                 ),
                 io.Vae.Input("vae", tooltip="wan_2.1_vae for A14B, wan2.2_vae for TI2V-5B."),
                 io.Conditioning.Input(
@@ -59,8 +59,8 @@ class UseComfyUIModel(io.ComfyNode):
                 ),
                 io.Latent.Input(
                     "latent",
-                    tooltip="WanImageToVideo's or Wan22ImageToVideoLatent's: the video's size, and for TI2V-5B "
-                    "the first frame.",
+                    tooltip="WanImageToVideo's or Wan22ImageToVideoLatent's: the video's size, and for "
+                    "TI2V-5B the first frame.",
                 ),
             ],
             outputs=[MODEL.Output(display_name="video_model", tooltip="Not open yet; for IPRO · Train.")],
@@ -80,8 +80,8 @@ class ApplyLoRA(io.ComfyNode):
             node_id="IPRO_ApplyLoRA",
             display_name="IPRO · Apply LoRA (exact, step range)",
             category=CATEGORY,
-            description="Lays a LoRA beside the model's layers instead of adding it into their weights: exact on "
-            "fp8, int8 and GGUF too, where rounding the sum destroys a small LoRA. Several go on one another.",
+            description="Lays a LoRA beside the model's layers instead of adding it into their weights: "
+            "exact on fp8, int8 and GGUF too, where rounding the sum destroys a small LoRA. They can be stacked.",
             inputs=[
                 io.Model.Input("model", tooltip="Wan 2.1 or 2.2; it is not changed."),
                 _lora_menu(),
@@ -104,9 +104,9 @@ class ApplyLoRA(io.ComfyNode):
                     default=8,
                     min=1,
                     max=1000,
-                    tooltip="Of how many steps these are, by the simple scheduler and the model's own shift; over "
-                    "both experts, as KSamplerAdvanced counts them. A sampler with another number of steps has "
-                    "the LoRA on at the same noise levels.",
+                    tooltip="Of how many steps these are, by the simple scheduler and the model's own shift; "
+                    "over both experts, as KSamplerAdvanced counts them. A sampler with another number of "
+                    "steps has the LoRA on at the same noise levels.",
                 ),
             ],
             outputs=[io.Model.Output(display_name="patched", tooltip="The model with the LoRA beside it.")],
@@ -132,8 +132,8 @@ class RoundTripCheck(io.ComfyNode):
             node_id="IPRO_RoundTripCheck",
             display_name="IPRO · Round-Trip Check",
             category=CATEGORY,
-            description="Loads a saved LoRA by ComfyUI's own loader onto the model, and compares one pass with "
-            "what the trainer computes: whether every layer was taken, and how far off the result is.",
+            description="Loads a saved LoRA by ComfyUI's own loader onto the model, and compares one pass "
+            "with what the trainer computes: whether every layer was taken, and how far off the result is.",
             inputs=[
                 io.Model.Input("model", tooltip="The model that the LoRA was trained on."),
                 _lora_menu(),
@@ -146,7 +146,7 @@ class RoundTripCheck(io.ComfyNode):
                 io.String.Output(display_name="report", tooltip="The figures in words."),
                 io.Float.Output(
                     display_name="stock_error",
-                    tooltip="Of ComfyUI's own loader, in parts of the LoRA's effect; 0 is exact, 1 is useless.",
+                    tooltip="Of ComfyUI's own loader, in parts of the LoRA's effect; 0 is exact, 1 useless.",
                 ),
                 io.Float.Output(display_name="exact_error", tooltip="The same of IPRO · Apply LoRA."),
             ],
@@ -177,7 +177,7 @@ class RoundTrip(NamedTuple):
             else "use IPRO · Apply LoRA with it"
         )
         return (
-            f"{self.matched} of {self.layers} layers matched. The LoRA changes one pass by {self.effect:.2%}; "
+            f"{self.matched} of {self.layers} layers matched. The LoRA changes a pass by {self.effect:.2%}; "
             f"of that the stock loader is off by {self.stock_error:.2%}, IPRO · Apply LoRA by "
             f"{self.exact_error:.2%}: {verdict}."
         )
@@ -185,7 +185,7 @@ class RoundTrip(NamedTuple):
 
 @torch.no_grad()
 def round_trip(patcher: Any, path: Path, condition: HostCondition, latent: Mapping[str, Any]) -> RoundTrip:
-    """One pass in the middle of the noise levels, by the trainer's model, the host's loader and Apply LoRA."""
+    """One pass in the middle of the schedule, by the trainer's model, the host's loader and Apply LoRA."""
     trainer = HostModel(patcher)
     import_lora(path, trainer)
     stock, names = patcher.clone(), comfy.lora.model_lora_keys_unet(patcher.model, {})

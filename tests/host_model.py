@@ -46,6 +46,7 @@ host_model = importlib.import_module("pack.nodes._host_model")
 exact_lora = importlib.import_module("pack.nodes._exact_lora")
 lora = importlib.import_module("pack.ipro_core.models.lora")
 keys = importlib.import_module("pack.ipro_core.models.lora_keys")
+vae_files = importlib.import_module("pack.ipro_core.models.vae_files")
 flow = importlib.import_module("pack.ipro_core.sampling.flow")
 gradient = importlib.import_module("pack.ipro_core.sampling.gradient")
 rollout = importlib.import_module("pack.ipro_core.sampling.rollout")
@@ -343,7 +344,9 @@ def codec(patcher, conditioning, latent):
         format, z = comfy.latent_formats.Wan21(), draw(1, 16, 2, 4, 4, seed=1).double()
     with torch.inference_mode(False), switches.differentiable(), host_model.plain(vae.first_stage_model):
         latents = z.clone().requires_grad_()
-        frames = vae.first_stage_model.decode(format.process_out(latents).to(vae.vae_dtype))
+        mean, std = vae_files.statistics(16, latents)  # the host's own are float32
+        raw = latents * std + mean
+        frames = vae.first_stage_model.decode(raw)
         frames = (frames / 2 + 0.5).transpose(1, 2)
         probe = draw(*frames.shape, seed=2).double()
         (pulled,) = torch.autograd.grad(frames, latents, probe)
@@ -351,6 +354,7 @@ def codec(patcher, conditioning, latent):
     memory = {p.untyped_storage().data_ptr() for p in vae.first_stage_model.parameters()}
     shared = [p.untyped_storage().data_ptr() in memory for p in ours.network.parameters()]
     return {
+        "units": (format.process_out(z) - raw).abs().max().item(),
         "decode": (ours.decode(z.clone()) - frames.detach()).abs().max().item(),
         "gradient": gradient,
         "shared": sum(shared) / len(shared),

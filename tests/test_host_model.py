@@ -84,6 +84,7 @@ def test_a_training_leaves_the_hosts_network_as_it_was(figures):
 def test_the_hosts_vae_is_ours_in_its_own_memory(host):
     figures = run_host(host, (("T2V-1.3B", "bf16", "codec"),))["T2V-1.3B", "bf16", "codec"]
     print(host, figures)
-    # In float64; what is left are the latents' statistics, which the host has in float32.
-    assert figures["decode"] < 1e-5 and figures["gradient"] < 1e-5
+    # In float64, but for the latents' statistics, which the host has in float32: their values are up to 8.
+    assert figures["units"] < 1e-6
+    assert figures["decode"] < 1e-9 and figures["gradient"] < 1e-9
     assert figures["shared"] == 1.0 and figures["inference"]
