@@ -24,7 +24,7 @@ import comfy.model_patcher
 import comfy.sampler_helpers
 import comfy.samplers
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import Parameter
 from torch.utils.checkpoint import checkpoint
 
@@ -32,7 +32,7 @@ from ..ipro_core.models.lora_keys import LowRank
 from ..ipro_core.models.vae import WanVae, adopt_vae
 from ..ipro_core.models.wan import TARGETS
 from ._exact_lora import HostLayers, as_it_was, hooked, now
-from ._host_switches import attention_with_backward, differentiable, without_dynamic
+from ._host_switches import attention_with_backward, differentiable, plain, plain_tensor, without_dynamic
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,41 +271,6 @@ class _ClipVision:
     penultimate_hidden_states: Tensor
 
 
-@contextmanager
-def plain(module: nn.Module) -> Iterator[None]:
-    """Within, tensors on the same memory stand for the module's inference tensors; then those are back."""
-    replaced = []
-    try:
-        for part in module.modules():
-            for store in (part._parameters, part._buffers):
-                for name, tensor in store.items():
-                    if tensor is not None and tensor.is_inference():
-                        replaced.append((store, name, tensor))
-                        store[name] = _plain(tensor)
-        yield
-    finally:
-        for store, name, tensor in replaced:
-            store[name] = tensor
-
-
-def _plain(tensor: Tensor) -> Any:
-    """The same numbers in the same memory, but not an inference tensor."""
-    if hasattr(tensor, "__tensor_flatten__") and hasattr(type(tensor), "__tensor_unflatten__"):  # quantised
-        inner: Any = tensor.data if isinstance(tensor, Parameter) else tensor
-        names, context = inner.__tensor_flatten__()
-        parts = {name: _plain(getattr(inner, name)) for name in names}
-        return type(inner).__tensor_unflatten__(parts, context, inner.shape, inner.stride())
-    bare = tensor.as_subclass(Tensor) if type(tensor) is not Parameter else tensor.data
-    with torch.inference_mode(False):
-        same = torch.empty(0, dtype=bare.dtype, device=bare.device)
-        same.set_(bare.untyped_storage(), bare.storage_offset(), bare.shape, bare.stride())
-    if type(tensor) in (Tensor, Parameter):
-        return same
-    whole = same.as_subclass(type(tensor))  # GGUF: the type of the blocks is an attribute
-    vars(whole).update(vars(tensor))
-    return whole
-
-
 def codec_of(vae: Any) -> WanVae:
     """`VideoCodec` on the host VAE's weights, where the host would run it.
 
@@ -315,6 +280,6 @@ def codec_of(vae: Any) -> WanVae:
     with torch.inference_mode():
         comfy.model_management.load_models_gpu([vae.patcher])
     with torch.inference_mode(False):
-        tensors = {name: _plain(tensor) if tensor.is_inference() else tensor
+        tensors = {name: plain_tensor(tensor) if tensor.is_inference() else tensor
                    for name, tensor in vae.first_stage_model.state_dict().items()}  # fmt: skip
         return adopt_vae(tensors, Path(type(vae.first_stage_model).__name__), vae.device, vae.vae_dtype)

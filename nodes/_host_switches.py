@@ -1,4 +1,4 @@
-"""What of training the host's own MODEL differs between the host's versions (0.3.64 to 0.33)."""
+"""How the host's own MODEL becomes one that autograd takes, on every version of the host (0.3.64 to 0.33)."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,8 +7,10 @@ from typing import Any
 import comfy.ldm.flux.math
 import comfy.ldm.wan.model
 import comfy.model_management
+import torch
 from comfy.ldm.modules.attention import attention_pytorch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import Parameter
 
 WITHOUT_BACKWARD = ("attention_sage", "attention3_sage", "attention_flash")
 
@@ -63,3 +65,38 @@ def without_dynamic(patcher: Any) -> Any:
             f"This MODEL's weights stream from its file, and its loader cannot load it otherwise ({error}): "
             "take the host's own Load Diffusion Model, or IPRO · Load Wan Expert."
         ) from error
+
+
+@contextmanager
+def plain(module: nn.Module) -> Iterator[None]:
+    """Within, tensors on the same memory stand for the module's inference tensors; then those are back."""
+    replaced = []
+    try:
+        for part in module.modules():
+            for store in (part._parameters, part._buffers):
+                for name, tensor in store.items():
+                    if tensor is not None and tensor.is_inference():
+                        replaced.append((store, name, tensor))
+                        store[name] = plain_tensor(tensor)
+        yield
+    finally:
+        for store, name, tensor in replaced:
+            store[name] = tensor
+
+
+def plain_tensor(tensor: Tensor) -> Any:
+    """The same numbers in the same memory, but not an inference tensor."""
+    if hasattr(tensor, "__tensor_flatten__") and hasattr(type(tensor), "__tensor_unflatten__"):  # quantised
+        inner: Any = tensor.data if isinstance(tensor, Parameter) else tensor
+        names, context = inner.__tensor_flatten__()
+        parts = {name: plain_tensor(getattr(inner, name)) for name in names}
+        return type(inner).__tensor_unflatten__(parts, context, inner.shape, inner.stride())
+    bare = tensor.as_subclass(Tensor) if type(tensor) is not Parameter else tensor.data
+    with torch.inference_mode(False):
+        same = torch.empty(0, dtype=bare.dtype, device=bare.device)
+        same.set_(bare.untyped_storage(), bare.storage_offset(), bare.shape, bare.stride())
+    if type(tensor) in (Tensor, Parameter):
+        return same
+    whole = same.as_subclass(type(tensor))  # GGUF: the type of the blocks is an attribute
+    vars(whole).update(vars(tensor))
+    return whole

@@ -81,7 +81,7 @@ class ApplyLoRA(io.ComfyNode):
             display_name="IPRO · Apply LoRA (exact, step range)",
             category=CATEGORY,
             description="Lays a LoRA beside the model's layers instead of adding it into their weights: "
-            "exact on fp8, int8 and GGUF too, where rounding the sum destroys a small LoRA. They can be stacked.",
+            "exact on fp8, int8 and GGUF too, where rounding the sum destroys a small LoRA.",
             inputs=[
                 io.Model.Input("model", tooltip="Wan 2.1 or 2.2; it is not changed."),
                 _lora_menu(),
