@@ -45,7 +45,7 @@ clean:
 .venv-host/ready: pyproject.toml
 	$(PYTHON) -m venv .venv-host
 	.venv-host/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
-	grep -v '^torch' "$$($(PYTHON) tests/host.py)/requirements.txt" > .venv-host/requirements.txt
+	grep -vxE 'torch(vision|audio)?' "$$($(PYTHON) tests/host.py)/requirements.txt" > .venv-host/requirements.txt
 	.venv-host/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH) requests \
 		-r .venv-host/requirements.txt --editable ".[test]"
 	.venv-host/bin/python -m pip uninstall --quiet --yes torchvision torchaudio

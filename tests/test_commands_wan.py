@@ -46,7 +46,7 @@ class Job:
         assert main(self.train(self.run)) == 0
 
     def train(self, run: Path) -> list[str]:
-        clips = ["--clips", str(self.clips), "--run", str(run), "--learning-rate", "0.01", "--warmup", "0"]
+        clips = ["--clips", str(self.clips), "--run", str(run), "--learning-rate", "0.05", "--warmup", "0"]
         return ["train", *clips, *self.networks, *SIZE, *SMALL]
 
     def studio(self) -> Studio:

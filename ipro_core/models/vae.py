@@ -7,7 +7,7 @@ latent frames, and walks back over them: one latent frame's graph alive, its cac
 gradients are carried on. Latent frames after the last scored one are not touched.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .vae_box import GROUP, VideoBox, frames_of
 from .vae_decoder import CausalDecoder, Window
-from .vae_files import check_vae, read_vae, statistics
+from .vae_files import check_vae, named_vae, read_vae, statistics
 
 
 def load_vae(
@@ -30,9 +30,26 @@ def load_vae(
     Raises:
         ValueError: the file is missing, damaged, quantised, or not one of Wan's autoencoders.
     """
+    tensors, config = read_vae(path)
+    return _opened(path, tensors, config, device, dtype)
+
+
+def adopt_vae(
+    tensors: Mapping[str, Tensor], path: Path, device: torch.device | str, dtype: torch.dtype
+) -> "WanVae":
+    """On tensors by official names that somebody else has opened, in their memory where place and type agree.
+
+    Raises:
+        ValueError: they are not one of Wan's autoencoders; `path` names them.
+    """
+    return _opened(path, *named_vae(path, tensors), device, dtype)
+
+
+def _opened(
+    path: Path | str, tensors: Mapping[str, Tensor], config: Any, device: Any, dtype: torch.dtype | None
+) -> "WanVae":
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
-    tensors, config = read_vae(path)
     with torch.device("meta"):
         network = AutoencoderKLWan(**config)
     check_vae(path, tensors, network.state_dict())

@@ -86,8 +86,18 @@ def read_vae(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors = _read_floats(replace(container, entries=ours), _ADVICE)
     tensors = {key[len(prefix) :]: tensor for key, tensor in tensors.items()}
     if mark.endswith("conv1.weight"):
-        tensors = _renamed(container.path, tensors)
+        return named_vae(container.path, tensors)
     return tensors, _config(container.path, tensors)
+
+
+def named_vae(path: Path, official: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """`read_vae` of tensors by official names; `path` is what an error calls them.
+
+    Raises:
+        ValueError: they are not one of Wan's autoencoders.
+    """
+    tensors = _renamed(path, official)
+    return tensors, _config(path, tensors)
 
 
 def read_tensors(path: Path, what: str, advice: str) -> dict[str, Tensor]:
@@ -133,7 +143,7 @@ def check_vae(path: Path | str, given: Mapping[str, Tensor], wanted: Mapping[str
     check_shapes(Path(path), given, wanted, _ADVICE)
 
 
-def _renamed(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _renamed(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     residual = any(key.startswith("decoder.upsamples.0.upsamples.") for key in tensors)
     renamed = {}
     for key, tensor in tensors.items():

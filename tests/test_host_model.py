@@ -1,0 +1,90 @@
+"""The host's MODEL behind our protocols, on the host's own code: KSampler's numbers, autograd's gradients."""
+
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from safetensors.torch import save_file
+from vae_networks import official_tensors
+from wan_layouts import tiny_state, write_layout
+
+HOSTS = {"COMFYUI_DIR": "~/ComfyUI", "COMFYUI_NEW_DIR": "~/ComfyUI33"}
+JOBS = {
+    "COMFYUI_DIR": (("I2V-A14B", "fp32"), ("I2V-A14B", "fp8 e4m3fn")),
+    "COMFYUI_NEW_DIR": (
+        ("I2V-A14B", "fp32"), ("TI2V-5B", "fp32"), ("T2V-1.3B", "bf16"), ("I2V-A14B", "comfy_quant e4m3fn"),
+    ),
+}  # fmt: skip
+CASES = [(host, *job) for host, jobs in JOBS.items() for job in jobs]
+
+
+@cache
+def run_host(host: str, jobs: tuple[tuple[str, str, str], ...]) -> dict[tuple[str, str, str], dict[str, Any]]:
+    """The figures of (network, layout, task) of host_model.py; skips the test where there is no host."""
+    checkout = Path(os.environ.get(host, HOSTS[host])).expanduser()
+    if not checkout.exists():
+        pytest.skip(f"needs a ComfyUI checkout: set {host}")
+    with TemporaryDirectory() as folder:
+        save_file(dict(official_tensors("2.1")), Path(folder) / "vae.safetensors")
+        given = []
+        for kind, layout, task in jobs:
+            path = Path(folder) / f"{kind}.{layout.replace(' ', '_')}.safetensors"
+            if not path.exists():
+                write_layout(layout, tiny_state(kind), path)
+            given += [str(path), task]
+        script = Path(__file__).with_name("host_model.py")
+        command = [sys.executable, str(script), str(checkout), *given]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    failure = (done.stderr.strip().splitlines() or [""])[-1]
+    if done.returncode and failure.startswith("ModuleNotFoundError"):
+        pytest.skip(f"needs what {checkout}/requirements.txt lists: {failure}")
+    assert done.returncode == 0, done.stderr
+    figures = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return dict(zip(jobs, figures, strict=True))
+
+
+@pytest.fixture(params=CASES, ids=" ".join)
+def figures(request):
+    host, kind, layout = request.param
+    figures = run_host(host, tuple((*job, "parity") for job in JOBS[host]))[kind, layout, "parity"]
+    print(host, kind, layout, figures)
+    return figures
+
+
+def test_with_the_adapter_off_our_sampler_is_ksampler_bit_for_bit(figures):
+    assert figures["size"] > 1
+    assert figures["ours"] == figures["off"] == 0.0
+    assert figures["effect"] > 1e-3  # with it on it is not
+
+
+def test_the_gradient_reaches_every_tensor_and_is_autograds(figures):
+    # q, k, v, o of two attentions and two layers of feed-forward, in 2 blocks, with 2 halves each.
+    assert figures["reached"] == figures["tensors"] == 10 * 2 * 2
+    assert figures["gradient"] < 1e-5
+
+
+def test_the_gradient_is_the_slope_of_the_velocity(figures):
+    # Central differences: float32's noise and the third derivative make less than a hundredth.
+    assert abs(figures["slope"] / figures["difference"] - 1) < 0.01
+
+
+def test_a_training_leaves_the_hosts_network_as_it_was(figures):
+    assert figures["after"] == 0.0
+    assert figures["inference"], "the host's tensors must be the inference tensors that they were"
+    assert figures["changed"] == 0
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_the_hosts_vae_is_ours_in_its_own_memory(host):
+    figures = run_host(host, (("T2V-1.3B", "bf16", "codec"),))["T2V-1.3B", "bf16", "codec"]
+    print(host, figures)
+    # In float64, but for the latents' statistics, which the host has in float32: their values are up to 8.
+    assert figures["units"] < 1e-6
+    assert figures["decode"] < 1e-9 and figures["gradient"] < 1e-9
+    assert figures["shared"] == 1.0 and figures["inference"]

@@ -1,0 +1,34 @@
+"""The page's side: its drawing and its memory under node, and that it asks nobody but its own server."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+WEB = sorted((ROOT / "web").glob("*js"))
+
+
+def test_what_is_drawn_and_remembered():
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("there is no node, which runs the page's tests: install nodejs")
+    tests = sorted(str(path) for path in (ROOT / "tests" / "web").glob("*.test.mjs"))
+    run = subprocess.run([node, "--test", *tests], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-1000:]
+    assert int(re.findall(r"# pass (\d+)", run.stdout)[-1]) >= 16
+
+
+@pytest.mark.parametrize("source", WEB, ids=lambda path: path.name)
+def test_no_address_but_the_servers_own_and_nothing_that_a_strict_page_refuses(source):
+    text = source.read_text()
+    assert not re.search(r"https?://|//cdn|blob:|eval\(|new Function|innerHTML", text)
+    for place in re.findall(r'from "([^"]+)"', text):
+        here = (source.parent / place).exists()
+        assert here or place in ("../../scripts/app.js", "../../scripts/api.js"), place
+
+
+def test_only_the_extension_is_loaded_by_itself():
+    assert [path.name for path in WEB if path.suffix == ".js"] == ["ipro.js"]

@@ -1,0 +1,80 @@
+// IPRO in the page: gives our nodes their panels, and tells these what the server says.
+import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
+import { comparePanel } from "./compare.mjs";
+import { poolPanel } from "./face_pool.mjs";
+import { runPanel } from "./run_monitor.mjs";
+
+const HEIGHTS = { run: 330, pool: 220, compare: 320 };
+// What a node's `ui` holds decides which panel it gets.
+const PANELS = { ipro_run: ["run", runPanel], ipro_pool: ["pool", poolPanel], ipro_compare: ["compare", comparePanel] };
+const RUNS = ["IPRO_Train", "IPRO_LoadRun"];
+
+// A file of the host's, as the page reaches it.
+export function view(file) {
+  return api.apiURL("/view?" + new URLSearchParams(file));
+}
+
+function panelOf(node, kind, make) {
+  node.iproPanels ??= {};
+  if (!node.iproPanels[kind]) {
+    const panel = make({ view, document });
+    for (const event of ["pointerdown", "wheel"]) panel.element.addEventListener(event, (e) => e.stopPropagation());
+    node.addDOMWidget("ipro_" + kind, "ipro_" + kind, panel.element, { serialize: false, getMinHeight: () => HEIGHTS[kind] });
+    node.iproPanels[kind] = panel;
+  }
+  return node.iproPanels[kind];
+}
+
+// An id such as 129:85 is of a node within a subgraph.
+function nodeOf(id) {
+  let graph = app.graph, node = null;
+  for (const part of String(id).split(":")) {
+    node = graph?.getNodeById(Number(part)) ?? graph?.getNodeById(part);
+    graph = node?.subgraph;
+  }
+  return node;
+}
+
+function warn(node, sentences) {
+  node.iproTitle ??= node.title;
+  node.title = sentences.length ? `⚠ ${node.iproTitle}` : node.iproTitle;
+  if (sentences.length) app.extensionManager?.toast?.add?.({ severity: "warn", summary: node.iproTitle, detail: sentences.join(" "), life: 8000 });
+}
+
+async function drawGoingRuns() {
+  const { runs } = await (await api.fetchApi("/ipro/active")).json();
+  for (const { node: id, run } of runs) {
+    const node = nodeOf(id);
+    if (!node) continue;
+    const answer = await api.fetchApi("/ipro/run?" + new URLSearchParams({ name: run }));
+    if (answer.ok) panelOf(node, "run", runPanel).tell("ui", await answer.json());
+  }
+}
+
+app.registerExtension({
+  name: "ipro",
+  async setup() {
+    for (const kind of ["step", "state"]) {
+      api.addEventListener("ipro." + kind, ({ detail }) => {
+        const node = nodeOf(detail.node);
+        if (node) panelOf(node, "run", runPanel).tell(kind, detail);
+      });
+    }
+  },
+  async afterConfigureGraph() {
+    drawGoingRuns().catch((error) => console.warn("IPRO: the going runs could not be asked for.", error));
+  },
+  async nodeCreated(node) {
+    if (!node.comfyClass?.startsWith("IPRO_")) return;
+    if (RUNS.includes(node.comfyClass)) panelOf(node, "run", runPanel);
+    const before = node.onExecuted;
+    node.onExecuted = function (output) {
+      before?.call(this, output);
+      for (const [key, [kind, make]] of Object.entries(PANELS)) {
+        for (const told of output?.[key] ?? []) panelOf(this, kind, make).tell("ui", told);
+      }
+      warn(this, output?.ipro_warning ?? []);
+    };
+  },
+});
