@@ -179,7 +179,9 @@ class _FrozenProduct(torch.autograd.Function):
 def product(layer: nn.Module, x: Tensor, read: bool) -> Tensor:
     """layer(x) of a frozen linear layer. Where nobody reads the numbers but the gradient goes through, they are
     zeros that nothing was computed for."""
-    return layer(x) if read else _UnreadProduct.apply(x, layer)  # type: ignore[no-any-return]
+    if read or torch.compiler.is_compiling():  # the compiler cannot see into such a function
+        return layer(x)
+    return _UnreadProduct.apply(x, layer)  # type: ignore[no-any-return]
 
 
 class _UnreadProduct(torch.autograd.Function):
