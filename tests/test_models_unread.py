@@ -43,3 +43,10 @@ def test_a_block_run_again_leaves_out_the_last_product_unless_its_gate_reads_it(
     assert (to_time is None) == (modulation.grad is None) == (not through_time)
     if through_time:
         torch.testing.assert_close(to_time, modulation.grad)
+
+
+def test_a_ledger_leaves_out_weights_that_were_there_before_though_their_views_are_new():
+    layer, x = nn.Linear(100, 100, bias=False), torch.zeros(1, 100)
+    with Ledger() as ledger:
+        y = layer(x)  # by a transposed view of the weight
+        assert ledger.now["cpu"] == y.nbytes == 400
