@@ -26,8 +26,9 @@ class Ledger(TorchDispatchMode):
     """Keeps the books of all that is done while it is on.
 
     A place is a tensor's device type unless it is named by `at`. Views count once, with what they are views
-    of; not at all if that was there before, as a network's weights are. The arithmetic is that of matrix products, convolutions and attentions, backward passes too, a
-    multiplication and an addition counted as two.
+    of; not at all if that was there before, as a network's weights are. The arithmetic is that of matrix
+    products, convolutions and attentions, backward passes too, a multiplication and an addition counted as
+    two.
     """
 
     def __init__(self, given: Iterable[Tensor] = ()) -> None:

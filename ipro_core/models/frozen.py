@@ -177,7 +177,7 @@ class _FrozenProduct(torch.autograd.Function):
 
 
 def product(layer: nn.Module, x: Tensor, read: bool) -> Tensor:
-    """layer(x) of a frozen linear layer. Where nobody reads the numbers but the gradient goes through, they are
+    """layer(x) of a frozen linear layer. Where its gradient is wanted but nobody reads its numbers, they are
     zeros that nothing was computed for."""
     if read or torch.compiler.is_compiling():  # the compiler cannot see into such a function
         return layer(x)
