@@ -1,4 +1,4 @@
-"""What nobody reads is not computed: the feed-forward's last product, where a block is run for its gradient."""
+"""What nobody reads is not computed: the feed-forward's last product, where a block is run again."""
 
 import pytest
 import torch

@@ -147,8 +147,8 @@ class _CodecBooks(NamedTuple):
 
 @cache
 def _codec(size: Size) -> _CodecBooks:
-    """Decoding a video and pulling a face's gradient back; for TI2V-5B as `DraftedVae` does, which itself reads
-    values. "cpu" is the device here, "meta" the host."""
+    """Decoding a video and pulling a face's gradient back; for TI2V-5B as `DraftedVae` does, which reads
+    values itself. "cpu" is the device here, "meta" the host."""
     with FakeTensorMode(), Ledger() as ledger:
         codec, draft = _CountedVae(true_vae(size.kind)), true_draft() if size.is_5b else None
         score, latents = StandingFace.of(size), torch.empty(size.latents)
