@@ -26,8 +26,9 @@ class Ledger(TorchDispatchMode):
     """Keeps the books of all that is done while it is on.
 
     A place is a tensor's device type unless it is named by `at`. Views count once, with what they are views
-    of. The arithmetic is that of matrix products, convolutions and attentions, backward passes too, a
-    multiplication and an addition counted as two.
+    of; not at all if that was there before, as a network's weights are. The arithmetic is that of matrix
+    products, convolutions and attentions, backward passes too, a multiplication and an addition counted as
+    two.
     """
 
     def __init__(self, given: Iterable[Tensor] = ()) -> None:
@@ -47,6 +48,9 @@ class Ledger(TorchDispatchMode):
             self._see(tensor)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for tensor in tree_leaves((args, kwargs)):
+            if isinstance(tensor, Tensor):
+                self._see(tensor, there=True)
         made = function(*args, **(kwargs or {}))
         if function._overloadpacket in self._flops_of:
             self.flops += self._flops_of[function._overloadpacket](*args, **(kwargs or {}), out_val=made)
@@ -68,10 +72,12 @@ class Ledger(TorchDispatchMode):
         """Let the peak begin again from what is alive now, and the arithmetic from nothing."""
         self.peak, self.flops = Counter(self.now), 0
 
-    def _see(self, tensor: Tensor) -> None:
+    def _see(self, tensor: Tensor, *, there: bool = False) -> None:
+        """there: if it is new to the ledger it was there before, and does not count."""
         storage = tensor.untyped_storage()
-        key, size, place = storage._cdata, storage.nbytes(), self._place or tensor.device.type
+        key, place = storage._cdata, self._place or tensor.device.type
         if key not in self._known:
+            size = 0 if there else storage.nbytes()
             self._known.add(key)
             self.now[place] += size
             self.peak[place] = max(self.peak[place], self.now[place])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.memory import Placement
+from ..models.taehv import DraftCodec, TinyAutoencoder
 from ..models.vae import GROUP, WanVae
 from ..models.vae_files import STATISTICS
 from ..models.wan import WanCondition, WanVideoModel
@@ -121,11 +122,22 @@ def true_vae(kind: str) -> Any:
     """The decoder's network in its true width, bfloat16."""
     network = _vae_network(kind, None)
     del network.encoder, network.quant_conv
+    _cast(network, torch.bfloat16)
+    return network
+
+
+def true_draft() -> DraftCodec:
+    """TI2V-5B's draft decoder (taew2_2), float16 as its file is."""
+    network = TinyAutoencoder(48, patch=2)
+    _cast(network, torch.float16)
+    return DraftCodec(network, raw=False)
+
+
+def _cast(network: nn.Module, dtype: torch.dtype) -> None:
     # Not network.to, which does not change the parameters of fake tensors in place.
     for part in network.modules():
         for name, parameter in list(part.named_parameters(recurse=False)):
-            setattr(part, name, nn.Parameter(parameter.detach().bfloat16(), requires_grad=False))
-    return network
+            setattr(part, name, nn.Parameter(parameter.detach().to(dtype), requires_grad=False))
 
 
 def _vae_network(kind: str, width: int | None) -> Any:

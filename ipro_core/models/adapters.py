@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn.functional import linear
 
-from .frozen import FrozenLinear
+from .frozen import FrozenLinear, product
 from .lora import LowRank
 
 TRAINED = "ipro"
@@ -117,6 +117,11 @@ class Adapters:
             layer.delete_adapter(TRAINED)
 
 
+def linear_layer(layer: nn.Module, x: Tensor, read: bool) -> Tensor:
+    """`product` of a linear layer with or without adapters around it."""
+    return layer(x, read) if hasattr(layer, "base_layer") else product(layer, x, read)
+
+
 @cache
 def _lean_lora() -> type[nn.Module]:
     from peft.tuners.lora import Linear
@@ -127,8 +132,9 @@ def _lean_lora() -> type[nn.Module]:
         def _get_in_out_features(self, module: Any) -> tuple[int, int]:
             return module.in_features, module.out_features  # peft's own warns of layers it does not know
 
-        def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-            y, halves = self.base_layer(x), (self.lora_A, self.lora_B)
+        def forward(self, x: Tensor, read: bool = True) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+            """read: whether y's numbers are wanted, and not its gradient alone (`product`)."""
+            y, halves = product(self.base_layer, x, read), (self.lora_A, self.lora_B)
             for adapter in self.active_adapters:
                 if adapter in self.lora_A:
                     down, up = (cast(Tensor, half[adapter].weight).to(x.dtype) for half in halves)

@@ -7,6 +7,7 @@ GGUF blocks costs its file's size and no more, whatever type the activations hav
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -173,6 +174,30 @@ class _FrozenProduct(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         return gradient @ ctx.layer.weight_in(gradient.dtype), None
+
+
+def product(layer: nn.Module, x: Tensor, read: bool) -> Tensor:
+    """layer(x) of a frozen linear layer. Where its gradient is wanted but nobody reads its numbers, they are
+    zeros that nothing was computed for."""
+    if read or torch.compiler.is_compiling():  # the compiler cannot see into such a function
+        return layer(x)
+    return _UnreadProduct.apply(x, layer)  # type: ignore[no-any-return]
+
+
+class _UnreadProduct(torch.autograd.Function):
+    """A linear layer's gradient without its product."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, layer: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.layer = layer
+        return x.new_zeros(()).expand(*x.shape[:-1], layer.out_features)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        layer = ctx.layer
+        weight = layer.weight_in(gradient.dtype) if isinstance(layer, FrozenLinear) else layer.weight
+        return gradient @ weight, None
 
 
 @cache

@@ -168,7 +168,7 @@ class BlockStack:
         pulled = [torch.empty_like(x_BLD) for _ in cotangents]
         for tokens, groups in token_pieces(x_BLD.shape[1], modulation_BF6D.shape[1], self.ffn_tokens):
             x_piece = x_BLD[:, tokens].detach().requires_grad_()
-            y_piece = self.segments.feed_forward(block, x_piece, modulation_BF6D[:, groups])
+            y_piece = self.segments.feed_forward(block, x_piece, modulation_BF6D[:, groups], read=False)
             pieces = _pull(y_piece, x_piece, [given[:, tokens] for given in cotangents])
             for target_BLD, piece in zip(pulled, pieces, strict=True):
                 target_BLD[:, tokens] = piece

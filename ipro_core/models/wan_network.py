@@ -21,6 +21,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 
+from .adapters import linear_layer
+
 _PIECE = 1 << 24
 """Numbers that a layer without products works on at a time: 64 MB in float32."""
 
@@ -109,10 +111,18 @@ def cross_attention(block: Any, x_BLD: Tensor, side: Side) -> Tensor:
     return x_BLD + _projected(attention, y_BLD)
 
 
-def feed_forward(block: Any, x_BLD: Tensor, modulation_BF6D: Tensor) -> Tensor:
-    """The tokens after the third segment, which looks at each token alone: give it as many as fit."""
+def feed_forward(block: Any, x_BLD: Tensor, modulation_BF6D: Tensor, read: bool = True) -> Tensor:
+    """The tokens after the third segment, which looks at each token alone: give it as many as fit.
+
+    read: whether the numbers are wanted, and not their gradient alone: its last product is a tenth of a pass.
+    """
     *_, shift, scale, gate = _rows(block, modulation_BF6D)
-    return _gated(x_BLD, block.ffn(_modulated(block.norm3, x_BLD, shift, scale)).float(), gate)
+    y_BLD = _modulated(block.norm3, x_BLD, shift, scale)
+    *widened, last = block.ffn.net
+    for module in widened:
+        y_BLD = module(y_BLD)
+    read = read or gate.requires_grad  # the gate's gradient reads what it lets through
+    return _gated(x_BLD, linear_layer(last, y_BLD, read).float(), gate)
 
 
 @dataclass(frozen=True)
