@@ -63,8 +63,8 @@ _PASSES: dict[str, dict[str, Any]] = {
     "K = 1": {"grad_steps": 1},
     "K = 1, no reference": {"grad_steps": 1, "anchored": []},
 }
-"""A random reference step of four is the first in a quarter of the videos; with reference_chance there is none
-in the others."""
+"""A random reference step of four is the first in a quarter of the videos; with a reference_chance of a half,
+half of them have none."""
 COUNTED = [
     (size, storage, name, _PASSES[name])
     for size, storage, name in (
