@@ -12,6 +12,11 @@ ROW, COLUMN, TALL = 26, 380, 80
 """Pixels of the page: one widget, one column of nodes, a node's head."""
 
 
+PANELS = {"Train": 350, "LoadRun": 350, "CompareRuns": 340, "FaceSimilarity": 340}
+PANELS |= dict.fromkeys(("BuildFacePool", "ShowFaces", "MergeFacePools", "LoadFacePool"), 230)
+"""Pixels that a node's own panel takes (web/ipro.js)."""
+
+
 def to_api(workflow: Mapping[str, Any], facts: Facts) -> dict[str, Any]:
     """A workflow's file as the page would queue it."""
     links = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
@@ -74,7 +79,9 @@ def to_page(
             values.append(options.get("default", "") if isinstance(given, list) else given)
             if options.get("control_after_generate"):
                 values.append("fixed")
-        size = [COLUMN - 50, TALL + ROW * (len(values) + max(len(sockets), len(about["output"])))]
+        rows = len(values) + max(len(sockets), len(about["output"]))
+        panel = PANELS.get(node["class_type"].removeprefix("IPRO_"), 0)
+        size = [COLUMN - 50, TALL + ROW * rows + panel]
         place = depth[name]
         top = below.get(place, 0)
         below[place] = top + size[1] + 60

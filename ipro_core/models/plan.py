@@ -19,14 +19,18 @@ from .vae import GROUP
 from .wan_files import WanFile
 from .wan_kinds import Storage, released_file
 
-_BACKWARD_TENSORS = 18
+_BACKWARD_TENSORS = 16
 """Tensors of the tokens' size (L, D) that are alive while a block's attention is differentiated: its input
 and result, the projections before and after rotation, their gradients, the cotangent on its way."""
 _FORK_TENSORS = 4
 """More of them at an anchored step, where a second cotangent waits and the first has been pulled."""
+_FFN_TENSORS = 2.6
+"""Of a piece of a feed-forward layer, in its own width."""
 _KEPT_TENSORS, _KEPT_ANCHOR_TENSORS = 1.5, 2
-"""What a pass of the rollout that is kept for the gradient leaves beside its states: the last block's result
-and the exit's graph, and these once more at an anchored step."""
+"""What each further pass of the rollout that is kept for the gradient leaves beside its states: its last
+block's result and the exit's graph, and these once more at an anchored step."""
+_WAITING_TENSORS, _WAITING_ANCHOR_TENSORS = 5.3, 1.2
+"""The same of the last one while the video is decoded, with what the engine still holds."""
 _FORWARD_TENSORS = 6.5
 """Alive in a pass without a gradient: a block's input and result, attention's three and their rotation."""
 _PIECE_BYTES = 5 * (64 << 20)
@@ -171,11 +175,15 @@ def planned(
     alive = max(passes.kept, 1) if passes.backward else 0
     states = alive * shape.layers * (2 * x_bytes + lse_bytes)
     here = 0 if placement.states_on_host else states
-    waiting = here + passes.kept * (_KEPT_TENSORS + _KEPT_ANCHOR_TENSORS * passes.anchored) * x_bytes
+    further = max(passes.kept - 1, 0) * (_KEPT_TENSORS + _KEPT_ANCHOR_TENSORS * passes.anchored)
+    last = (passes.kept > 0) * (_WAITING_TENSORS + _WAITING_ANCHOR_TENSORS * passes.anchored)
+    waiting = here + (further + last) * x_bytes
     pieces = min(_PIECE_BYTES, 5 * 4 * tokens * shape.dim)
     if passes.backward:
         tensors = _BACKWARD_TENSORS + _FORK_TENSORS * passes.twice + (2 if placement.states_on_host else -2)
-        work = waiting + tensors * x_bytes + pieces + (_FLASH_BYTES if cuda else 0)
+        share = min(placement.ffn_tokens, tokens) / tokens * shape.ffn / shape.dim
+        tensors += further + _FFN_TENSORS * share
+        work = here + tensors * x_bytes + pieces + (_FLASH_BYTES if cuda else 0)
         codec = decoder_bytes(is_5b(shape), width, height, frames)
         training = 4 * 4 * shape.adapter_numbers * rank  # weight, gradient, Adam's two moments, float32
         decoding = (codec.work, codec.borders, codec.weights, codec.graph)
