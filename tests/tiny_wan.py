@@ -18,7 +18,8 @@ from ipro_core.clips.video import write_video
 from ipro_core.models.taehv import TinyAutoencoder
 
 SIZE = ["--width", "32", "--height", "32", "--frames", "5"]
-SMALL = "--batch-size 1 --updates 2 --rank 2 --boundary-seeds 2 --reference-chance 1".split()
+SMALL = ["--batch-size", "1", "--updates", "2", "--rank", "2"]
+SMALL += ["--boundary-seeds", "2", "--reference-chance", "1"]
 
 
 def write_files(folder: Path, kind: str) -> dict[str, Path]:
