@@ -14,12 +14,14 @@ import torch
 
 from .faces.packs import face_model_names
 from .models.containers import open_container
-from .models.plan import plan_update
-from .models.rate import device_bytes, host_bytes, measured_rate
+from .models.rate import host_bytes
 from .models.text import open_text_encoder
 from .models.vae_files import vae_channels
 from .models.wan_files import open_wan_file
+from .models.wan_kinds import released_file
+from .training.presets import PRESETS
 from .types import Framing
+from .wan_studio import DeviceSettings, plan_wan
 
 FOLDERS = ("diffusion_models", "vae", "vae_approx", "text_encoders", "loras", "insightface")
 """Of ComfyUI's models folder; face packs lie in insightface/models."""
@@ -130,21 +132,13 @@ def _machine(device: torch.device) -> str:
 
 
 def _plan(job: str, findings: Sequence[Finding], framing: Framing, device: torch.device) -> str:
+    """As `ipro train` would plan, of the file that is here or of the one that is published."""
     if job == EMBEDDED:
-        return "plan     the embedded world tunes in ten minutes on one processor"
-    network = findings[0].found  # the one that is tuned comes first
+        return "plan     the embedded world tunes in minutes on one processor"
+    network, preset = findings[0].found, PRESETS["local-5b" if job == "TI2V-5B" else "local-14b"]
+    file = open_wan_file(network[0]) if network else released_file(job, "fp8")
     try:
-        plan = plan_update(
-            open_wan_file(network[0]) if network else job,
-            framing.width,
-            framing.height,
-            framing.frames,
-            device_bytes=device_bytes(device),
-            host_bytes=host_bytes(),
-            rate=measured_rate(device),
-            storage="fp8",
-            device=device,
-        )
+        plan = plan_wan(file, framing, DeviceSettings(device=str(device)), (preset.ipro, preset.rank))
     except ValueError as error:
         return f"plan     {error}"
     return "plan     " + plan.text().replace("\n", "\n         ")

@@ -15,7 +15,6 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 from comfy_execution.utils import get_executing_context
-from server import PromptServer
 
 logger = logging.getLogger("ipro")
 
@@ -87,7 +86,13 @@ def shown(items: Iterable[Item], total: int) -> Iterator[Item]:
 
 def tell(event: str, message: Mapping[str, Any]) -> None:
     """Send the page an event of ours; the host's own progress events are throttled."""
-    PromptServer.instance.send_sync(event, dict(message))
+    _server().send_sync(event, dict(message))
+
+
+def _server() -> Any:
+    from server import PromptServer  # where it is asked for: a node also runs where no page is served
+
+    return PromptServer.instance
 
 
 def prompt_id() -> str:
@@ -96,7 +101,7 @@ def prompt_id() -> str:
 
 
 def routes() -> Any:
-    return PromptServer.instance.routes
+    return _server().routes
 
 
 def input_folder() -> Path:

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import comfy.lora
 import comfy.lora_convert
 import comfy.utils
-import folder_paths
 import torch
 from comfy_api.latest import io, ui
 
@@ -155,13 +154,13 @@ def round_trip(patcher: Any, path: Path, condition: HostCondition, latent: Mappi
 def _lora_menu() -> Any:
     return io.Combo.Input(
         "lora_name",
-        options=folder_paths.get_filename_list("loras"),
+        options=_comfy.model_files("loras"),
         tooltip="A low-rank adapter in models/loras, from IPRO or any other trainer.",
     )
 
 
 def _lora_file(name: str) -> Path:
-    return Path(folder_paths.get_full_path_or_raise("loras", name))
+    return Path(_comfy.model_file("loras", name))
 
 
 NODES: list[type[io.ComfyNode]] = [ApplyLoRA, RoundTripCheck]

@@ -1,8 +1,10 @@
-"""The real host as a fixture, and a loud word where there is none."""
+"""What files of tests share: the real host, with a loud word where there is none; small jobs of Wan."""
 
 import os
+from contextlib import contextmanager
 
 import pytest
+import torch
 from host import Host, HostLacksPackage, find_host
 
 _missing: list[str] = []
@@ -26,6 +28,30 @@ def host(host_folder):
         _without(str(reason))
     yield host
     host.__exit__()
+
+
+@pytest.fixture
+def one_thread():
+    """Networks this small only wait for each other's threads; and their sums are the same bit for bit."""
+    with _one_thread():
+        yield
+
+
+@pytest.fixture(scope="session")
+def jobs(tmp_path_factory):
+    """By kind of model; whoever uses them changes nothing in them."""
+    from wan_jobs import BOTH, Job
+
+    with _one_thread():
+        return {kind: Job(tmp_path_factory.mktemp(kind), kind) for kind in BOTH}
+
+
+@contextmanager
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def _without(reason: str):

@@ -15,7 +15,6 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
-from unittest.mock import MagicMock
 
 from host_modules import lend_missing_modules
 
@@ -297,7 +296,6 @@ def nodes(patcher, conditioning, latent):
     """The node classes: their faces, and one run of each; the host's loras are in the network's folder."""
     import folder_paths
 
-    sys.modules.setdefault("server", MagicMock())  # no page is told of anything here
     room = importlib.import_module("pack.nodes.host")
     folder_paths.folder_names_and_paths["loras"] = ([str(path.parent)], {".safetensors"})
     model = host_model.HostModel(patcher)

@@ -36,10 +36,12 @@ function nodeOf(id) {
   return node;
 }
 
+const plain = (title) => title.replace(/^⚠ /, "");
+
 function warn(node, sentences) {
-  node.iproTitle ??= node.title;
-  node.title = sentences.length ? `⚠ ${node.iproTitle}` : node.iproTitle;
-  if (sentences.length) app.extensionManager?.toast?.add?.({ severity: "warn", summary: node.iproTitle, detail: sentences.join(" "), life: 8000 });
+  const title = plain(node.title);
+  node.title = sentences.length ? `⚠ ${title}` : title;
+  if (sentences.length) app.extensionManager?.toast?.add?.({ severity: "warn", summary: title, detail: sentences.join(" "), life: 8000 });
 }
 
 async function drawGoingRuns() {
@@ -68,6 +70,11 @@ app.registerExtension({
   async nodeCreated(node) {
     if (!node.comfyClass?.startsWith("IPRO_")) return;
     if (RUNS.includes(node.comfyClass)) panelOf(node, "run", runPanel);
+    const saved = node.onSerialize;
+    node.onSerialize = function (told) {
+      saved?.call(this, told);
+      if (told.title) told.title = plain(told.title); // the warning is of this run, not of the workflow
+    };
     const before = node.onExecuted;
     node.onExecuted = function (output) {
       before?.call(this, output);

@@ -129,8 +129,8 @@ def count_network(
         codec: Any = _NoCodec(ledger)
         reward_gradient(model, codec, _brightness, x, condition, sigmas, **settings)
         del moments, vae
-    moments = [(books["meta"], books["host"]) for books in (rest, ledger.peak, codec.waiting)]
-    (device_rest, host_rest), (device, host), (device_waiting, host_waiting) = moments
+    books = [(book["meta"], book["host"]) for book in (rest, ledger.peak, codec.waiting)]
+    (device_rest, host_rest), (device, host), (device_waiting, host_waiting) = books
     return Books(
         forward, ledger.flops, device_rest, device, host_rest, host, device_waiting, host_waiting
     )  # fmt: skip
