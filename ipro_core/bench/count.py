@@ -23,7 +23,7 @@ from ..models.wan_kinds import RELEASED, Storage, header
 from ..sampling.flow import shifted_sigmas
 from ..sampling.gradient import reward_gradient
 from ..types import RewardScore
-from .counting import CountedMemory, Ledger, without_arithmetic
+from .counting import CountedMemory, CountedShelf, Ledger, without_arithmetic
 from .work import Size, StandingFace, true_draft, true_vae
 
 STREAMED = Placement("meta", resident=0, states_on_host=True)
@@ -174,9 +174,10 @@ class _CodecBooks(NamedTuple):
 @cache
 def _codec(size: Size) -> _CodecBooks:
     """Decoding a video and pulling a face's gradient back; for TI2V-5B as `DraftedVae` does, which reads
-    values itself. "cpu" is the device here, "meta" the host."""
+    values itself. "cpu" is the device here."""
     with FakeTensorMode(), Ledger() as ledger:
-        codec, draft = _CountedVae(true_vae(size.kind)), true_draft() if size.is_5b else None
+        codec = WanVae(true_vae(size.kind), shelf=CountedShelf(ledger))
+        draft = true_draft() if size.is_5b else None
         score, latents = StandingFace.of(size), torch.empty(size.latents)
         rest = ledger.now["cpu"]
         ledger.restart()
@@ -197,27 +198,19 @@ def _codec(size: Size) -> _CodecBooks:
         (gradient_BTCHW,) = torch.autograd.grad(value, frames_BTCHW)
         del value
         pull(gradient_BTCHW)
-    return _CodecBooks(decode, ledger.flops - decode, ledger.peak["cpu"] - rest, ledger.peak["meta"])
+    return _CodecBooks(decode, ledger.flops - decode, ledger.peak["cpu"] - rest, ledger.peak["host"])
 
 
 def pullback_peak(size: Size) -> int:
     """Bytes on the device, at most, beside the video and its gradient while that is pulled back."""
     with FakeTensorMode():
-        codec = _CountedVae(true_vae(size.kind))
         latents = torch.empty(size.latents)
         gradient_BTCHW = torch.empty(1, size.frames, 3, size.height, size.width)
         with Ledger((latents, gradient_BTCHW)) as ledger:
+            codec = WanVae(true_vae(size.kind), shelf=CountedShelf(ledger))
             before = ledger.now["cpu"]
             codec.pull_box(latents, gradient_BTCHW, StandingFace.of(size).box)
     return ledger.peak["cpu"] - before
-
-
-class _CountedVae(WanVae):
-    """What waits at the borders between latent frames is told apart by its device."""
-
-    @property
-    def _shelf(self) -> torch.device:
-        return torch.device("meta")
 
 
 class _NoCodec:
