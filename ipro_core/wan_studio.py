@@ -76,11 +76,21 @@ class DeviceSettings:
     )
 
 
-def plan_wan(file: WanFile, framing: Framing, wanted: DeviceSettings, tuning: Tuning | None = None) -> Plan:
+def plan_wan(
+    file: WanFile,
+    framing: Framing,
+    wanted: DeviceSettings,
+    tuning: Tuning | None = None,
+    *,
+    drafted: bool = False,
+    decodes: bool = True,
+) -> Plan:
     """What lies where, settled before anything is loaded.
 
     Args:
         tuning: settings and the rank of the adapter, for the network that is tuned; None: it samples.
+        drafted: see `plan_update`.
+        decodes: whether what is sampled is decoded too.
 
     Raises:
         ValueError: it does not fit; the sentence names the nearest size that would. Who says where both
@@ -107,9 +117,10 @@ def plan_wan(file: WanFile, framing: Framing, wanted: DeviceSettings, tuning: Tu
         device_bytes=sys.maxsize if by_hand else device_bytes(device),
         host_bytes=sys.maxsize if by_hand else host_bytes(),
         rate=measured_rate(device),
-        passes=_passes(settings) if settings else Passes.sampling(8),
+        passes=_passes(settings) if settings else Passes.sampling(8, decodes),
         rank=rank,
         batch=settings.microbatch if settings else 1,
+        drafted=drafted,
         device=device,
         allowed=allowed,
     )
@@ -164,7 +175,7 @@ def open_wan(
         )
     device, names = _device(wanted), ", ".join(face_model_names(faces)) if faces else ""
     sha = partial(sha256, memo=Path(files.cache) / "sha256.json")
-    plan = plan_wan(model, framing, wanted, tuning)
+    plan = plan_wan(model, framing, wanted, tuning, drafted=bool(files.draft))
 
     def network(file: WanFile, lora: str, placement: Placement) -> Network[WanVideoModel]:
         def open() -> WanVideoModel:
@@ -183,10 +194,14 @@ def open_wan(
         latent_shape=(channels, 1 + framing.frames // 4, framing.height // scale, framing.width // scale),
         text=text
         or Network(lambda: sha(files.text_encoder), lambda: load_text_encoder(files.text_encoder, device)),
-        codec=Network(lambda: sha(files.vae), lambda: load_vae(files.vae, device)),
+        codec=Network(
+            lambda: sha(files.vae), lambda: load_vae(files.vae, device, kept_bytes=plan.kept_bytes)
+        ),
         faces=Network(lambda: names, lambda: load_face_models(faces or "", device)),
         model=network(model, files.lightning, plan.placement),
-        high_noise=network(high_noise, files.high_lightning, plan_wan(high_noise, framing, wanted).placement)
+        high_noise=network(
+            high_noise, files.high_lightning, plan_wan(high_noise, framing, wanted, decodes=False).placement
+        )
         if high_noise
         else None,
         judge=Network(lambda: sha(files.judge), lambda: load_recognizer(files.judge, device))

@@ -4,6 +4,7 @@ The engine, the chain of steps and the decoder run as they would on a GPU, on te
 The blocks are identical, so a few of them are run and the figures are carried on in a straight line.
 """
 
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache, partial
@@ -75,7 +76,7 @@ def count_update(
     )
     ahead = (RELEASED[size.kind]["num_layers"] - LAYERS[0]) / (LAYERS[1] - LAYERS[0])
     whole = Books(*(a + ahead * (b - a) for a, b in zip(few, more, strict=True)))
-    codec = _codec(size)
+    codec = count_codec(size, drafted=size.is_5b)
     parts = (part / whole.forward for part in (whole.update, codec.decode, codec.pullback))
     return Count(
         size.tokens,
@@ -162,7 +163,7 @@ def _model(
     )
 
 
-class _CodecBooks(NamedTuple):
+class CodecBooks(NamedTuple):
     """Arithmetic; bytes beside what rests."""
 
     decode: float
@@ -172,12 +173,17 @@ class _CodecBooks(NamedTuple):
 
 
 @cache
-def _codec(size: Size) -> _CodecBooks:
-    """Decoding a video and pulling a face's gradient back; for TI2V-5B as `DraftedVae` does, which reads
-    values itself. "cpu" is the device here."""
-    with FakeTensorMode(), Ledger() as ledger:
-        codec = WanVae(true_vae(size.kind), shelf=CountedShelf(ledger))
-        draft = true_draft() if size.is_5b else None
+def count_codec(size: Size, drafted: bool, keeps: bool = True) -> CodecBooks:
+    """Decoding a video and pulling a face's gradient back.
+
+    Args:
+        drafted: as `DraftedVae` does, which reads values itself.
+        keeps: whether the graphs of a drafted video's box may wait.
+    """
+    with FakeTensorMode(), Ledger() as ledger:  # "cpu" is the device here
+        kept_bytes = sys.maxsize if keeps else 0
+        codec = WanVae(true_vae(size.kind), shelf=CountedShelf(ledger), kept_bytes=kept_bytes)
+        draft = true_draft(size.kind) if drafted else None
         score, latents = StandingFace.of(size), torch.empty(size.latents)
         rest = ledger.now["cpu"]
         ledger.restart()
@@ -198,7 +204,7 @@ def _codec(size: Size) -> _CodecBooks:
         (gradient_BTCHW,) = torch.autograd.grad(value, frames_BTCHW)
         del value
         pull(gradient_BTCHW)
-    return _CodecBooks(decode, ledger.flops - decode, ledger.peak["cpu"] - rest, ledger.peak["host"])
+    return CodecBooks(decode, ledger.flops - decode, ledger.peak["cpu"] - rest, ledger.peak["host"])
 
 
 def pullback_peak(size: Size) -> int:

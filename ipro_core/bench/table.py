@@ -98,9 +98,7 @@ def rows(bench: Bench, device: torch.device) -> Iterator[Row]:
             )
 
 
-def _networks(
-    size: Size, width: Width, device: torch.device
-) -> tuple[WanVideoModel, WanVae, Ledger | None]:
+def _networks(size: Size, width: Width, device: torch.device) -> tuple[WanVideoModel, WanVae, Ledger | None]:
     """All weights on the device, all that waits for the way back on the host; and, where that is one memory,
     a ledger that tells the two apart."""
     placement = Placement(device, states_on_host=True)

@@ -133,9 +133,9 @@ def true_vae(kind: str) -> Any:
     return network
 
 
-def true_draft() -> DraftCodec:
-    """TI2V-5B's draft decoder (taew2_2), float16 as its file is."""
-    network = TinyAutoencoder(48, patch=2)
+def true_draft(kind: str) -> DraftCodec:
+    """taew2_2, for the others taew2_1; float16 as its file is."""
+    network = TinyAutoencoder(48, patch=2) if kind == "TI2V-5B" else TinyAutoencoder(16, patch=1)
     _cast(network, torch.float16)
     return DraftCodec(network, raw=False)
 

@@ -20,18 +20,22 @@ from .vae_files import check_vae, named_vae, read_vae, statistics
 
 
 def load_vae(
-    path: Path | str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    path: Path | str,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    **options: Any,
 ) -> "WanVae":
     """Open ComfyUI's file (official names, with or without a prefix) or diffusers' file or folder.
 
     Args:
         dtype: of the weights and of the work; None: as in the file.
+        options: of `WanVae`.
 
     Raises:
         ValueError: the file is missing, damaged, quantised, or not one of Wan's autoencoders.
     """
     tensors, config = read_vae(path)
-    return _opened(path, tensors, config, device, dtype)
+    return _opened(path, tensors, config, device, dtype, **options)
 
 
 def adopt_vae(
@@ -46,7 +50,12 @@ def adopt_vae(
 
 
 def _opened(
-    path: Path | str, tensors: Mapping[str, Tensor], config: Any, device: Any, dtype: torch.dtype | None
+    path: Path | str,
+    tensors: Mapping[str, Tensor],
+    config: Any,
+    device: Any,
+    dtype: torch.dtype | None,
+    **options: Any,
 ) -> "WanVae":
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
@@ -56,7 +65,7 @@ def _opened(
     dtype = dtype or tensors["decoder.conv_in.weight"].dtype
     tensors = {key: tensor.to(device, dtype) for key, tensor in tensors.items()}
     network.load_state_dict(tensors, strict=True, assign=True)
-    return WanVae(network.eval().requires_grad_(False))
+    return WanVae(network.eval().requires_grad_(False), **options)
 
 
 class WanVae:
