@@ -25,6 +25,7 @@ from ..sampling.flow import shifted_sigmas
 from ..sampling.gradient import reward_gradient
 from ..types import RewardScore
 from .counting import CountedMemory, CountedShelf, Ledger, without_arithmetic
+from .ways import gradient
 from .work import Size, StandingFace, true_draft, true_vae
 
 STREAMED = Placement("meta", resident=0, states_on_host=True)
@@ -86,6 +87,39 @@ def count_update(
         device_bytes=max(whole.device, whole.device_waiting + codec.device),
         host_bytes=max(whole.host, whole.host_waiting + codec.host),
     )
+
+
+class Whole(NamedTuple):
+    """An update with its decoding, in forward passes and bytes."""
+
+    forwards: float
+    device_bytes: float
+
+
+def count_reference(size: Size, storage: Storage, rank: int = 32, first_step: int = 3) -> Whole:
+    """An update with K = 4 the way of the authors' released code (`ways`): all weights on the device, no
+    gradient and no moment beside them, every step compared."""
+    sigmas = shifted_sigmas(8, 5.0)[first_step:]
+
+    def counted(layers: int) -> Tensor:
+        ledger = Ledger()
+        with without_arithmetic(), ledger:
+            config = RELEASED[size.kind] | {"num_layers": layers}
+            model = _model(size, config, storage, Placement("meta"), ledger)
+            model.new_adapter(rank)
+            vae, condition, x = WanVae(true_vae(size.kind)), size.condition(), torch.empty(size.latents)
+            ledger.restart()
+            with torch.no_grad():
+                model.velocity(x, 0.5, condition)
+            forward = ledger.flops
+            ledger.restart()
+            gradient("reference", model, vae, StandingFace.of(size), x, condition, sigmas, grad_steps=4)
+        return torch.tensor([forward, ledger.flops, ledger.peak["meta"]], dtype=torch.float64)
+
+    few, more = map(counted, LAYERS)
+    ahead = (RELEASED[size.kind]["num_layers"] - LAYERS[0]) / (LAYERS[1] - LAYERS[0])
+    forward, update, device = (few + ahead * (more - few)).tolist()
+    return Whole(update / forward, device)
 
 
 class Books(NamedTuple):

@@ -22,7 +22,7 @@ class Shelf:
     """Where caches and graphs wait for the way back, beside the device where the work is done."""
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
-        """device: the host, whose memory torch pins; what is on the device then does not grow with the frames."""
+        """device: the host, whose memory torch pins: the device's then does not grow with the frames."""
         self.device = torch.device(device)
 
     def put(self, tensor: Tensor) -> Tensor:
