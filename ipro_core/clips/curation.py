@@ -78,6 +78,13 @@ class Candidate:
     shot: ShotMeasures
     source: Source = Source()
     answers: Answers = Answers()
+    words: str = ""
+    """What the user wrote of the whole file."""
+
+    @property
+    def prompt(self) -> str:
+        """The user's words, where the file is one shot; else what the model wrote."""
+        return self.words if self.words and self.shot.shots == 1 else self.answers.caption or self.words
 
 
 @dataclass(frozen=True)

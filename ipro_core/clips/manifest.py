@@ -6,31 +6,24 @@ prompt and split, written whole; and `pictures`. Nothing is ever deleted, no cli
 """
 
 import json
-import logging
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
-
 from ..faces.detector import Detector
 from ..faces.recognizer import Recognizer
 from ..files import sha256, write_atomically
 from ..types import Clip
+from .lines import append_lines, read_lines
 from .measures import Look, MeasureSettings, PersonMeasures, ShotMeasures, measure_video
+from .pictures import sheet
 from .shots import cut_finder
 from .video import write_picture
 
-log = logging.getLogger("ipro")
-
 Split = Literal["tuning", "evaluation"]
 MEASURES, MANIFEST, PICTURES = "measures.jsonl", "manifest.jsonl", "pictures"
-COLUMNS = 4
-"""Of a sheet of pictures."""
 UNKNOWN = "unknown"
 
 
@@ -66,7 +59,6 @@ def measure(
     made_by = "; ".join([*names, *(f"{name} {value}" for name, value in asdict(settings).items())])
     made_by += f"; cuts by {cut_finder()}"
     with _alone(folder):
-        _cut_torn_line(folder / MEASURES)
         known, models = _known(folder / MEASURES, made_by), None
         for video in videos:
             content = sha256(video)
@@ -77,7 +69,7 @@ def measure(
                     if look is not None:
                         _write_sheets(folder / PICTURES, shot, look)
                 known[content] = [shot for shot, _ in measured]
-                _append(folder / MEASURES, [asdict(shot) for shot in known[content]])
+                append_lines(folder / MEASURES, [asdict(shot) for shot in known[content]])
             yield [replace(shot, video=str(video)) for shot in known[content]]
 
 
@@ -109,9 +101,9 @@ def words_of(video: Path) -> str:
     return words.read_text(encoding="utf-8").strip() if words.exists() else ""
 
 
-def write_manifest(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_manifest(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Complete or not at all."""
-    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    write_atomically(folder / MANIFEST, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
 def read_manifest(path: Path) -> list[dict[str, Any]]:
@@ -123,7 +115,7 @@ def read_manifest(path: Path) -> list[dict[str, Any]]:
     advice = "give a manifest.jsonl written by `ipro curate`"
     if not path.is_file():
         raise ValueError(f"There is no manifest at {path}: {advice}.")
-    rows = _lines(path)
+    rows = read_lines(path)
     if not rows or not all({"video", "kept", "split", "start", "shots"} <= row.keys() for row in rows):
         raise ValueError(f"{path} is no manifest: {advice}.")
     return rows
@@ -160,58 +152,18 @@ def _write_sheets(folder: Path, shot: ShotMeasures, look: Look) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for kind, pictures in (("frames", look.frames), ("faces", look.portraits)):
         if pictures:
-            write_picture(folder / f"{shot.key}-{kind}.jpg", _sheet(pictures))
-
-
-def _sheet(pictures: Sequence[Tensor]) -> Tensor:
-    """Pictures of one size in rows, reading order; black where there is none."""
-    blank = torch.zeros_like(pictures[0])
-    rows = [pictures[first : first + COLUMNS] for first in range(0, len(pictures), COLUMNS)]
-    wide = min(COLUMNS, len(pictures))
-    full = [torch.cat([*row, *[blank] * (wide - len(row))], dim=2) for row in rows]
-    return torch.cat(full, dim=1)
+            write_picture(folder / f"{shot.key}-{kind}.jpg", sheet(pictures))
 
 
 def _known(path: Path, made_by: str) -> dict[str, list[ShotMeasures]]:
     """By content: the files whose every shot was measured in this way."""
     found: dict[str, list[ShotMeasures]] = {}
-    for row in _lines(path) if path.exists() else []:
+    for row in read_lines(path):
         if row["made_by"] == made_by:
             people = tuple(PersonMeasures(**person) for person in row["people"])
             shot = ShotMeasures(**{**row, "people": people, "hashes": tuple(row["hashes"])})
             found.setdefault(shot.sha256, []).append(shot)
     return {content: shots for content, shots in found.items() if len(shots) == shots[0].shots}
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file; a last line that was cut short counts as not written.
-
-    Raises:
-        ValueError: a whole line is no JSON object.
-    """
-    rows = []
-    *whole, _ = path.read_bytes().split(b"\n")
-    for number, line in enumerate(whole, start=1):
-        try:
-            rows.append(dict(json.loads(line)))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"Line {number} of {path} is damaged ({error}): remove that line.") from None
-    return rows
-
-
-def _append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """On disk before this returns."""
-    with path.open("ab") as file:
-        file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _cut_torn_line(path: Path) -> None:
-    """What a process left that was killed while it wrote."""
-    written = path.read_bytes() if path.exists() else b""
-    if written and not written.endswith(b"\n"):
-        os.truncate(path, written.rfind(b"\n") + 1)
 
 
 @contextmanager

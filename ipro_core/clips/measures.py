@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate, normalize
+from torch.nn.functional import normalize
 
 from ..faces.alignment import crop_faces
 from ..faces.detector import Detector
@@ -21,6 +21,7 @@ from ..faces.recognizer import Recognizer
 from ..faces.tracks import SeenFaces, follow_people, see_faces
 from ..files import sha256
 from ..types import Face, knob
+from .pictures import portrait, small_frame
 from .shots import SAMPLED, Shot, find_shots
 from .video import TIME_ROUNDING, VideoFacts, iterate_frames, probe
 
@@ -30,8 +31,6 @@ MOST_PIXELS = 1920
 """Of the longer side; larger frames are shrunk, as they are for training."""
 FACE = 56
 """Pixels that a face's quality is looked at with: larger ones are shrunk, so that large and small compare."""
-SHEET, PORTRAIT = 320, 160
-"""Pixels of a picture on the sheets of frames and of faces, its longer side."""
 
 
 @dataclass(frozen=True)
@@ -152,10 +151,10 @@ class Look:
         points = torch.stack([face.points_52 for face in faces]) if faces else torch.zeros(0, 5, 2)
         self.quality.append(quality(crop_faces(frame_CHW.expand(len(faces), -1, -1, -1), points, FACE)))
         if len(self.frames) <= SAMPLED * passed:
-            self.frames.append(_shrunk(frame_CHW))
+            self.frames.append(small_frame(frame_CHW))
             if faces:
                 largest = max(faces, key=lambda face: (face.box_4[2:] - face.box_4[:2]).prod().item())
-                self.portraits.append(_portrait(frame_CHW, largest.box_4))
+                self.portraits.append(portrait(frame_CHW, largest.box_4))
 
 
 def measure_video(
@@ -276,27 +275,3 @@ def nose_place(points_F52: Tensor) -> Tensor:
     eyes_F2 = normalize(points_F52[:, 1] - points_F52[:, 0], dim=1)
     nose_F2 = points_F52[:, 2] - (points_F52[:, 0] + points_F52[:, 1]) / 2
     return (nose_F2 * eyes_F2).sum(dim=1) / size_F.clamp_min(1e-6)
-
-
-def _shrunk(frame_CHW: Tensor) -> Tensor:
-    height, width = frame_CHW.shape[1:]
-    share = min(1.0, SHEET / max(height, width))
-    size = max(1, round(height * share)), max(1, round(width * share))
-    return interpolate(frame_CHW[None], size, mode="bilinear", antialias=True)[0].clamp(0, 1)
-
-
-def _portrait(frame_CHW: Tensor, box_4: Tensor) -> Tensor:
-    """The face and what is around it, where hands and masks are; black beyond the frame."""
-    left, top, right, bottom = box_4.tolist()
-    half = 0.85 * max(right - left, bottom - top)
-    x, y = round((left + right) / 2 - half), round((top + bottom) / 2 - half)
-    side = max(2, round(2 * half))
-    height, width = frame_CHW.shape[1:]
-    square_CHW = frame_CHW.new_zeros(3, side, side)
-    rows, columns = (
-        slice(max(0, first), min(last, first + side)) for first, last in ((y, height), (x, width))
-    )
-    part_CHW = frame_CHW[:, rows, columns]
-    inside = (..., slice(rows.start - y, rows.start - y + part_CHW.shape[1]))
-    square_CHW[:, inside[1], columns.start - x : columns.start - x + part_CHW.shape[2]] = part_CHW
-    return interpolate(square_CHW[None], (PORTRAIT, PORTRAIT), mode="bilinear", antialias=True)[0].clamp(0, 1)
