@@ -154,13 +154,13 @@ def histogram(
                 )
     for value, anchor in ((low, "start"), (high, "end")):
         x = left if anchor == "start" else width - right
-        parts.append(f'<text x="{x}" y="{height - 16}" text-anchor="{anchor}">{_short(value)}</text>')
+        parts.append(f'<text x="{x}" y="{height - 16}" text-anchor="{anchor}">{value:g}</text>')
     parts.append(f'<text x="{width / 2}" y="{height - 16}" text-anchor="middle">{escape(x_name)}</text>')
     if limit is not None:
         x = left + (width - left - right) * (limit - low) / (high - low)
         parts.append(
             f'<line class="level limit" x1="{x:.1f}" x2="{x:.1f}" y1="{top - 8}" y2="{base}">'
-            f"<title>limit {_short(limit)}</title></line>"
+            f"<title>limit {limit:g}</title></line>"
         )
     return _svg(title, width, height, parts)
 
