@@ -1,4 +1,4 @@
-"""A curation (Section 5.1): clips measured, judged, a vision-language model asked where one is named, written.
+"""A curation (Section 5.1): clips measured, judged, a vision-language model asked if one is named, written.
 
 Its stages are iterated over by whoever shows them; leaving between two items loses nothing that was measured.
 """

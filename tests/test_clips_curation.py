@@ -80,9 +80,10 @@ def test_a_limit_of_nought_asks_for_nothing():
     off = {
         knob.name: 0 for knob in fields(CurationSettings) if knob.name not in ("same_person", "person_share")
     }
+    awful = person(face_px=1.0, alike=-0.5, sharpness=0.0, light=1.0, clipped=1.0, turns=0.0)
     all_broken = shot(
         width=10, height=10, fps=1.0, end=0.1, coverage=0.01, largest_face=1.0,
-        people=tuple(person(k, face_px=1.0, alike=-0.5, sharpness=0.0, light=1.0, clipped=1.0, turns=0.0) for k in range(3)),
+        people=tuple(replace(awful, coverage=k / 2) for k in (1, 2)),
     )  # fmt: skip
     assert all(verdict.kept for verdict in verdicts(all_broken, replace(all_broken, video="b.mp4"), **off))
 

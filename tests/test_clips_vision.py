@@ -1,4 +1,4 @@
-"""The vision-language client against a real server on loopback: what it asks, refuses, repeats and remembers."""
+"""The vision-language client against a real server on loopback: what it asks, refuses, repeats, remembers."""
 
 import json
 import threading
@@ -148,7 +148,7 @@ def test_a_busy_server_is_asked_again_and_a_refusing_one_is_told_of_at_once(serv
     server.replies = [busy]
     assert client(server, tmp_path).ask("And now?", [], SCHEMA) is None and len(server.asked) == 6
     server.replies = [lambda handler: answer(handler, 404, 'model "qwen2.5vl" not found')]
-    with pytest.raises(ValueError, match='answers 404: model "qwen2.5vl" not found'):
+    with pytest.raises(ValueError, match=r'answers 404: model "qwen2.5vl" not found'):
         client(server, tmp_path).ask("And again?", [], SCHEMA)
     assert len(server.asked) == 7
 
