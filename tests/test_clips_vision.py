@@ -4,11 +4,12 @@ import json
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
 
 import pytest
 
 from ipro_core.clips import vision
-from ipro_core.clips.vision import KEY, VisionClient, VisionSettings, check
+from ipro_core.clips.vision import ENDPOINT, KEY, OLLAMA, VisionClient, VisionSettings, check
 
 SCHEMA = {
     "covered_by": {"type": "string", "maxLength": 10},
@@ -189,10 +190,20 @@ def test_a_kept_answer_that_was_cut_short_is_asked_for_again(server, tmp_path):
     assert len(server.asked) == 3 and len(kept.read_text().splitlines()) == 2
 
 
-@pytest.mark.parametrize("address", ["", "127.0.0.1:11434", "file:///etc/passwd", "ftp://models.example"])
+@pytest.mark.parametrize("address", ["127.0.0.1:11434", "file:///etc/passwd", "ftp://models.example"])
 def test_what_is_no_address_is_refused(tmp_path, address):
     with pytest.raises(ValueError, match="must be an address such as http://127"):
         VisionClient(VisionSettings("m", address), tmp_path / "vision.jsonl")
+
+
+def test_without_an_address_it_is_the_environments_else_this_machines(server, tmp_path, monkeypatch):
+    monkeypatch.setenv(ENDPOINT, server.address)
+    assert client(server, tmp_path, vision_endpoint="").ask("Covered?", [], SCHEMA) == GOOD
+    monkeypatch.delenv(ENDPOINT)
+    assert urlsplit(OLLAMA).hostname == "127.0.0.1"
+    assert (
+        VisionClient(VisionSettings("m"), tmp_path / "vision.jsonl").address == f"{OLLAMA}/chat/completions"
+    )
 
 
 def test_sending_pictures_to_another_machine_is_said(tmp_path, caplog):

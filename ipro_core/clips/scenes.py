@@ -139,13 +139,16 @@ def find_clips(places: Sequence[Place], split: Split = "tuning") -> list[Clip]:
     """
     clips = []
     for place in places:
-        if isinstance(place, Clip):
-            clips.append(place)
-        elif Path(place).suffix == MANIFEST_SUFFIX:
+        if not isinstance(place, Clip) and Path(place).suffix == MANIFEST_SUFFIX:
             clips += kept_clips(Path(place), split)
         else:
-            clips += [Clip(video, words_of(video)) for video in find_videos([place])]
+            clips += map(clip_of, [place] if isinstance(place, Clip) else find_videos([place]))
     return clips
+
+
+def clip_of(video: Path | Clip) -> Clip:
+    """A whole file with its prompt; a clip stays what it is."""
+    return video if isinstance(video, Clip) else Clip(video, words_of(video))
 
 
 def fit(frames_TCHW: Tensor, framing: Framing) -> Tensor:

@@ -26,8 +26,10 @@ from .lines import append_lines, read_lines
 
 log = logging.getLogger("ipro")
 
-KEY = "IPRO_VISION_KEY"
-"""The environment variable with the key, for servers that want one."""
+KEY, ENDPOINT = "IPRO_VISION_KEY", "IPRO_VISION_ENDPOINT"
+"""Environment variables: the key, for servers that want one, and where the server is. A graph has no widgets
+for them: a stranger's workflow would send pictures of yours to an address of theirs, yours carry your key."""
+OLLAMA = "http://127.0.0.1:11434/v1"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LARGEST_REPLY = 1 << 20
 """Bytes."""
@@ -48,8 +50,9 @@ class VisionSettings:
         "Name of a vision-language model that judges occlusion and writes captions; empty: nobody is asked.",
     )
     vision_endpoint: str = knob(
-        "http://127.0.0.1:11434/v1",
-        f"OpenAI-compatible address that serves it; pictures of the clips are sent there. A key: ${KEY}.",
+        "",
+        f"OpenAI-compatible address that serves it; pictures of the clips go there. Empty: ${ENDPOINT}, else "
+        f"Ollama's on this machine, {OLLAMA}. A key, where one is wanted: ${KEY}.",
     )
     vision_timeout: float = knob(120.0, "Seconds to wait for an answer.", min=0.1)
     vision_tries: int = knob(3, "How often a question is asked until it is answered well.", min=1)
@@ -69,16 +72,14 @@ class VisionClient:
             ValueError: the address is none.
         """
         self.settings, self.cache = settings, cache
-        parts = urlsplit(settings.vision_endpoint)
+        endpoint = settings.vision_endpoint or os.environ.get(ENDPOINT) or OLLAMA
+        parts = urlsplit(endpoint)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(
-                f"The vision endpoint must be an address such as http://127.0.0.1:11434/v1, not "
-                f"{settings.vision_endpoint!r}."
-            )
+            raise ValueError(f"The vision endpoint must be an address such as {OLLAMA}, not {endpoint!r}.")
         here = parts.hostname in LOOPBACK
         if not here:
             log.warning("Pictures of the clips are sent to %s.", parts.hostname)
-        self._address = settings.vision_endpoint.rstrip("/") + "/chat/completions"
+        self.address = endpoint.rstrip("/") + "/chat/completions"
         # Nobody in between for this machine's own address; and never elsewhere than where the user said.
         handlers = [urllib.request.ProxyHandler({})] if here else []
         self._opener = urllib.request.build_opener(_NoRedirect(), *handlers)
@@ -130,7 +131,7 @@ class VisionClient:
             try:
                 said = _said(self._post({**request, "messages": messages}))
             except _Later as reason:
-                log.info("%s: %s.", self._address, reason)
+                log.info("%s: %s.", self.address, reason)
                 if attempt + 1 < self.settings.vision_tries:
                     time.sleep(WAIT * 2**attempt)
                 continue
@@ -159,7 +160,7 @@ class VisionClient:
         headers = {"Content-Type": "application/json"}
         if os.environ.get(KEY):
             headers["Authorization"] = f"Bearer {os.environ[KEY]}"
-        posted = urllib.request.Request(self._address, json.dumps(body).encode(), headers, method="POST")
+        posted = urllib.request.Request(self.address, json.dumps(body).encode(), headers, method="POST")
         try:
             with self._opener.open(posted, timeout=self.settings.vision_timeout) as reply:
                 return reply.read(LARGEST_REPLY)
@@ -171,7 +172,7 @@ class VisionClient:
                 return self._post(request)
             if error.code in MAY_PASS:
                 raise _Later(f"{error.code}, {told}") from None
-            raise NobodyAnswers(f"{self._address} answers {error.code}: {told}") from None
+            raise NobodyAnswers(f"{self.address} answers {error.code}: {told}") from None
         except (OSError, HTTPException) as error:
             reason = getattr(error, "reason", error)
             if isinstance(reason, TimeoutError):
@@ -179,7 +180,7 @@ class VisionClient:
             if isinstance(reason, ConnectionResetError | BrokenPipeError | HTTPException):
                 raise _Later(f"broken off ({reason})") from None
             raise NobodyAnswers(
-                f"Nobody answers at {self._address} ({reason}): start the server, or ask no vision model."
+                f"Nobody answers at {self.address} ({reason}): start the server, or ask no vision model."
             ) from None
 
 
