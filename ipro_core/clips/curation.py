@@ -5,6 +5,7 @@ People are dealt to tuning and evaluation whole: whoever is in a kept shot of on
 """
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,7 +14,7 @@ import torch
 from ..types import knob
 from .manifest import UNKNOWN, Source, Split
 from .measures import PersonMeasures, ShotMeasures
-from .shots import hash_bits, hash_distance
+from .shots import HASH_BITS, hash_bits, hash_distance
 
 
 @dataclass(frozen=True)
@@ -206,19 +207,24 @@ def _copies(verdicts: Sequence[Verdict], settings: CurationSettings) -> list[Rul
     """Of shots that show the same, the one that may stay: what passes all else, then the larger, then the
     longer. Shots of one file are no copies of each other."""
     shots = [verdict.candidate.shot for verdict in verdicts]
-    bits = {n: hash_bits(shot.hashes) for n, shot in enumerate(shots) if shot.hashes}
+    seen = [n for n, shot in enumerate(shots) if shot.hashes]
+    seen.sort(key=lambda n: (not verdicts[n].kept, -shots[n].short_side, -shots[n].frames, n))
     rulings: list[Ruling | None] = [None] * len(shots)
-    ahead: list[int] = []
-    for n in sorted(bits, key=lambda n: (not verdicts[n].kept, -shots[n].short_side, -shots[n].frames, n)):
-        value, nearest = None, None
-        others = [other for other in ahead if shots[other].video != shots[n].video]
-        if others:
-            distance_N = hash_distance(bits[n], torch.stack([bits[other] for other in others]))
-            value, nearest = round(distance_N.min().item(), 3), shots[others[int(distance_N.argmin())]]
-        passed = value is None or value >= settings.least_distance
-        note = f"copy of {nearest.name}" if nearest and not passed else ""
+    ahead: list[int] = []  # that may stay, so far
+    ahead_NB, rows_of_file = torch.zeros(len(seen), HASH_BITS), defaultdict[str, list[int]](list)
+    for n in seen:
+        bits_B, own = hash_bits(shots[n].hashes), rows_of_file[shots[n].video]
+        distance_N = hash_distance(bits_B, ahead_NB[: len(ahead)])
+        distance_N[own] = torch.inf
+        value, note, passed = None, "", True
+        if len(own) < len(ahead):
+            value, nearest = round(distance_N.min().item(), 3), shots[ahead[int(distance_N.argmin())]]
+            passed = value >= settings.least_distance
+            note = "" if passed else f"copy of {nearest.name}"
         rulings[n] = Ruling("copy", value, settings.least_distance or None, passed, note)
         if passed:
+            ahead_NB[len(ahead)] = bits_B
+            own.append(len(ahead))
             ahead.append(n)
     return rulings
 
