@@ -21,7 +21,8 @@ from ..ipro_core.tinyworld.scenes import tiny_scenes
 from ..ipro_core.training.ipro import IproSettings, TrainingSample
 from ..ipro_core.training.presets import PRESETS, Preset
 from ..ipro_core.types import FacePool, Framing
-from ..ipro_core.wan_studio import DeviceSettings, Tuning, WanFiles, open_wan
+from ..ipro_core.wan_job import WanFiles
+from ..ipro_core.wan_studio import DeviceSettings, Tuning, open_wan
 
 CLIPS = io.Custom("IPRO_CLIPS")
 DATASET = io.Custom("IPRO_DATASET")

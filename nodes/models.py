@@ -12,7 +12,8 @@ from ..ipro_core.doctor import JOBS, SIZES, diagnose
 from ..ipro_core.faces.packs import find_pack
 from ..ipro_core.studio import Network
 from ..ipro_core.types import Framing
-from ..ipro_core.wan_studio import DeviceSettings, WanFiles
+from ..ipro_core.wan_job import WanFiles
+from ..ipro_core.wan_studio import DeviceSettings
 from . import _comfy
 from ._sockets import MODEL, Text, TinyWorldModel, WanModel
 from ._widgets import settings_of, widgets

@@ -98,7 +98,7 @@ def ksampler(patcher, conditioning, latent):
 def our_sampler(model, conditioning, latent, *, frozen=False):
     noise = comfy.sample.prepare_noise(latent["samples"], SEED)
     sigmas = flow.shifted_sigmas(STEPS, SHIFT)
-    condition = host_model.condition_of(conditioning, latent)
+    condition = model.condition(conditioning, latent)
     x = rollout.sample(model, noise, condition, sigmas, frozen=frozen)
     return model.patcher.model.process_latent_out(x.float()).cpu()
 
@@ -153,7 +153,7 @@ def train(patcher, conditioning, latent):
     with torch.inference_mode(False):
         model = host_model.HostModel(patcher)
         filled(model)
-        condition = host_model.condition_of(conditioning, latent)
+        condition = model.condition(conditioning, latent)
         x, sigmas = draw(*latent["samples"].shape, seed=4), flow.shifted_sigmas(STEPS, SHIFT)[5:]
         more = {"grad_steps": 2, "kept_passes": 1, "kl_through": "exact"}
         gradient.reward_gradient(model, Codec(), score, x, condition, sigmas, **more)
@@ -192,14 +192,17 @@ def by_autograd(model):
         module.weight = weight + scale * layer.up_OR @ layer.down_RI
 
     def run(base, x, sigma, condition):
-        known, free = model._known(condition, x)
-        given, options = model._given(condition, x, known, free)
-        x_in = x if free is None else x * free + known * (1 - free)
+        x_in, free, first = x, None, condition.first_BC1HW
+        if first is not None:
+            free = torch.ones_like(x)
+            free[:, :, 0] = 0
+            x_in = torch.cat([first, x[:, :, 1:]], dim=2)
+        given, options = model._given(condition, x, free)
         with switches.differentiable():
             x_0 = comfy.samplers.sampling_function(
                 base.model, x_in, torch.full((1,), sigma), None, given, 1.0, options
             )
-        x_0 = x_0 if free is None else x_0 * free + known * (1 - free)
+        x_0 = x_0 if first is None else torch.cat([first, x_0[:, :, 1:]], dim=2)
         return (x - x_0) / sigma
 
     for base in bases:  # as a guider prepares them
@@ -273,7 +276,7 @@ def loras(patcher, conditioning, latent):
     }
     # Steps 6 and 7 of our own sampler, the others without.
     noise, sigmas = comfy.sample.prepare_noise(latent["samples"], SEED), flow.shifted_sigmas(STEPS, SHIFT)
-    condition = host_model.condition_of(conditioning, latent)
+    condition = model.condition(conditioning, latent)
     x = rollout.sample(model, noise, condition, sigmas[:7], frozen=True)
     x = rollout.sample(model, x, condition, sigmas[6:])
     split = patcher.model.process_latent_out(x.float())
