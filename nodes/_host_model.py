@@ -4,7 +4,8 @@ The network runs as the host runs it, by the host's own `sampling_function`: eve
 wrapper and offload that a graph has put on the MODEL works, and with our adapter off the sampler's steps are
 KSampler's bit for bit (adopting the weights into the core's network differs by 5e-6, and takes floats alone).
 A pass with a gradient keeps each block's input and runs the block again (torch's checkpoint). The VAE is
-adopted, by renaming: there the core's `pullback` saves hundreds of gigabytes, and weights are always floats.
+adopted, by renaming (`_host_studio`): there the core's `pullback` saves hundreds of gigabytes, and weights
+are always floats.
 
 The host keeps its weights as inference tensors, which autograd refuses. While a block runs, tensors on the
 same memory stand in their place; then the very tensors of before are back, so that the host may move its
@@ -16,7 +17,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import comfy.conds
@@ -31,10 +31,17 @@ from torch.utils.checkpoint import checkpoint
 
 from ..ipro_core.models.condition import WanCondition
 from ..ipro_core.models.lora_keys import LowRank
-from ..ipro_core.models.vae import WanVae, adopt_vae
 from ..ipro_core.models.wan import TARGETS
 from ._exact_lora import HostLayers, as_it_was, hooked, now
-from ._host_switches import attention_with_backward, differentiable, plain, plain_tensor, without_dynamic
+from ._host_switches import attention_with_backward, differentiable, plain, without_dynamic
+
+
+def cannot_tune(reason: str) -> str:
+    return (
+        f"This MODEL cannot be tuned where it is ({reason}): take IPRO · Load Wan Expert for its file, or "
+        "the host's own Load Diffusion Model with nothing of that kind laid on it."
+    )
+
 
 TOLD = {"pooled_output", "attention_mask", "concat_latent_image", "concat_mask", "clip_vision_output"}
 """What a CONDITIONING may hold."""
@@ -100,7 +107,7 @@ class HostModel(HostLayers):
         free = comfy.sampler_helpers.prepare_mask(latent["noise_mask"].clone(), shape, self.device)
         if type(self.patcher.model).__name__ != "WAN22" or not torch.equal(free, _free(free)):
             raise ValueError(
-                "This LATENT has a noise mask, which only TI2V-5B takes, and only of its first frame: connect "
+                "This LATENT has a noise mask, which only TI2V-5B takes, and of one frame alone: connect "
                 "Wan22ImageToVideoLatent with one image, or for other models WanImageToVideo."
             )
         known = latent["samples"].to(self.device, torch.float32, copy=True)
@@ -136,7 +143,11 @@ class HostModel(HostLayers):
             }
 
     def new_adapter(self, rank: int = 32, alpha: float | None = None, *, seed: int = 0) -> None:
-        """A fresh adapter on `TARGETS`, the same as WanVideoModel's: up = 0, so that v_θ begins as v_ref."""
+        """A fresh adapter on `TARGETS`, the same as WanVideoModel's: up = 0, so that v_θ begins as v_ref.
+
+        Raises:
+            ValueError: no gradient comes back from a pass.
+        """
         generator = torch.Generator().manual_seed(seed)
         layers = {}
         for name, module in self.linears.items():
@@ -145,6 +156,25 @@ class HostModel(HostLayers):
                 up_OR = torch.zeros(module.out_features, rank)
                 layers[name] = LowRank(down_RI / module.in_features**0.5, up_OR, float(alpha or rank))
         self.place_adapter(layers)
+        self._try_gradient()
+
+    def _try_gradient(self) -> None:
+        """One pass of one token, forwards and backwards."""
+        network, weights = self.network, list(self.adapter_parameters().values())
+        with torch.inference_mode(False), torch.enable_grad():
+            x = torch.zeros(1, network.out_dim, 1, 2, 2, device=self.device, requires_grad=True)
+            image = x.new_zeros(1, network.in_dim - network.out_dim, 1, 2, 2)
+            text = x.new_zeros(1, 1, network.text_dim)
+            clip = x.new_zeros(1, 257, 1280) if network.model_type == "i2v" else None
+            condition = WanCondition(text, image if image.shape[1] else None, clip)
+            try:
+                grads = torch.autograd.grad(self.velocity(x, 0.5, condition).sum(), [x, *weights])
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as reason:  # what has no backward says so in many ways
+                raise ValueError(cannot_tune(str(reason).splitlines()[0])) from reason
+        if not all(bool(grad.isfinite().all()) for grad in grads):
+            raise ValueError(cannot_tune("its gradient is no number"))
 
     def _velocity(
         self, x_BCTHW: Tensor, sigma: float, condition: WanCondition, layers: Mapping[str, LowRank]
@@ -156,11 +186,10 @@ class HostModel(HostLayers):
         base, patcher = self.patcher.model, self.patcher
         x = x_BCTHW.to(self.device, torch.float32)
         sigma_B = torch.full((len(x),), sigma, device=x.device)
-        x_in, known, free = x, None, None
+        x_in, free, kept = x, None, torch.zeros_like(x)
         if condition.first_BC1HW is not None:
-            free, known = _free(x), torch.zeros_like(x)
-            known[:, :, :1] = condition.first_BC1HW
-            x_in = x * free + known * (1.0 - free)
+            free, kept[:, :, :1] = _free(x), condition.first_BC1HW
+            x_in = x * free + kept
         given, options = self._given(condition, x, free)
         patcher.pre_run()
         try:
@@ -169,7 +198,7 @@ class HostModel(HostLayers):
         finally:
             patcher.cleanup()
         if free is not None:
-            denoised = denoised * free + known * (1.0 - free)
+            denoised = denoised * free + kept
         return ((x - denoised) / sigma_B[:1].view(1, 1, 1, 1, 1)).to(x_BCTHW)
 
     @torch.no_grad()
@@ -269,17 +298,3 @@ def _copied(value: Any) -> Any:
 @dataclass(frozen=True)
 class _ClipVision:
     penultimate_hidden_states: Tensor
-
-
-def codec_of(vae: Any) -> WanVae:
-    """`VideoCodec` on the host VAE's weights, where the host would run it.
-
-    Raises:
-        ValueError: it is not one of Wan's.
-    """
-    with torch.inference_mode():
-        comfy.model_management.load_models_gpu([vae.patcher])
-    with torch.inference_mode(False):
-        tensors = {name: plain_tensor(tensor) if tensor.is_inference() else tensor
-                   for name, tensor in vae.first_stage_model.state_dict().items()}  # fmt: skip
-        return adopt_vae(tensors, Path(type(vae.first_stage_model).__name__), vae.device, vae.vae_dtype)

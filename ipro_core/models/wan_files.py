@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -250,7 +251,7 @@ def _own_dtype(file: WanFile, name: str) -> torch.dtype:
 def _kind(path: Path, tensors: Mapping[str, Entry], metadata: Mapping[str, str]) -> str:
     """See `WanFile.kind`."""
     shapes = {name: entry.shape for name, entry in tensors.items()}
-    family, expert = family_of(path.name, shapes), _expert(path, metadata)
+    family, expert = family_of(path.name, shapes), expert_of(path, metadata)
     return f"{family} {expert}" if family == "I2V-A14B" and expert else family
 
 
@@ -282,8 +283,8 @@ def family_of(name: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
     )
 
 
-def _expert(path: Path, metadata: Mapping[str, str]) -> str | None:
-    """Both experts have the same shapes: the nearest name that says one of them decides."""
+def expert_of(path: Path, metadata: Mapping[str, str] = MappingProxyType({})) -> str | None:
+    """Which of two, "high" or "low". Both have the same shapes: the nearest name that says one decides."""
     if path.is_dir() and path.name in ("transformer", "transformer_2"):
         return "low" if path.name == "transformer_2" else "high"
     for said in (path.name, path.parent.name, " ".join(metadata.values())):
