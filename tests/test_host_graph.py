@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from graphs import read, to_api
 from host import PACK
+from wan_graphs import only
 
 pytestmark = pytest.mark.host
 
@@ -28,17 +29,6 @@ def tiny_graph(facts, **changed):
             inputs["count"] = 4
         inputs |= {name: value for name, value in {**SMALL, **changed}.items() if name in inputs}
     return prompt
-
-
-def only(prompt, kind):
-    """The graph that leads to the one node of a kind, and its id."""
-    (wanted,) = [name for name, node in prompt.items() if node["class_type"] == kind]
-    kept, ahead = {}, [wanted]
-    while ahead:
-        name = ahead.pop()
-        kept[name] = prompt[name]
-        ahead += [value[0] for value in prompt[name]["inputs"].values() if isinstance(value, list)]
-    return kept, wanted
 
 
 def lines(host, run):
