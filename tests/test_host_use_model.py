@@ -5,7 +5,7 @@ import time
 
 import pytest
 from safetensors import safe_open
-from wan_graphs import only, put_clips, put_networks, small_graph, the
+from wan_graphs import forgotten, only, put_clips, put_networks, small_graph, the
 
 pytestmark = pytest.mark.host
 
@@ -15,7 +15,7 @@ def clips(host):
     put_clips(host)
 
 
-def add(prompt, name, kind, **inputs):
+def add(prompt, name, kind, /, **inputs):
     prompt[name] = {"class_type": kind, "inputs": inputs}
     return name
 
@@ -46,7 +46,7 @@ def run_of(host, prompt):
 
 @pytest.mark.parametrize("layout", ["fp32", "scaled_fp8"])
 def test_the_official_template_is_tuned_and_its_lora_goes_back_into_stock_loaders(host, layout, tmp_path):
-    prompt = small_graph(host, "2_train_a14b", name=layout, file=f"ipro/{layout}")
+    prompt = small_graph(host, "2_train_a14b", name=layout, file=f"ipro/{layout}", learning_rate=0.05)
     put_networks(host, prompt, "I2V-A14B", tmp_path, layout)
     run, folder = run_of(host, prompt)
     assert run["state"] == "finished" and run["sample"]
@@ -59,11 +59,8 @@ def test_the_official_template_is_tuned_and_its_lora_goes_back_into_stock_loader
     assert noted["ipro.base_sha256"] == config["sha256"]["model"] != config["sha256"]["high_noise"]
     # The same graph again, which the host has forgotten: nothing is trained.
     written = (folder / "metrics.jsonl").stat().st_mtime_ns
-    host.post("/free", {"unload_models": True, "free_memory": True})
-    time.sleep(1)
-    again = small_graph(host, "2_train_a14b", name=layout, file=f"ipro/{layout}", learning_rate=2.5e-6)
-    again[the(again, "IPRO_SaveLora")]["inputs"]["file"] = f"ipro/{layout}-again"
-    assert run_of(host, again)[0] == run and (folder / "metrics.jsonl").stat().st_mtime_ns == written
+    assert forgotten(host, *only(prompt, "IPRO_Train"))["ipro_run"] == [run]
+    assert (folder / "metrics.jsonl").stat().st_mtime_ns == written
     # Twenty layers of two blocks, taken by the stock loader and by ours.
     low = prompt[the(prompt, "IPRO_UseComfyUIModel")]["inputs"]["model"]
     size = {"width": 32, "height": 32, "length": 5, "batch_size": 1}
@@ -111,10 +108,11 @@ def test_a_model_of_the_graph_learns_as_the_same_file_does(host, tmp_path):
         )  # fmt: skip
         prompt[the(prompt, "IPRO_Train")]["inputs"]["dataset"] = ["stock", 0]
         records.append(run_of(host, only(prompt, "IPRO_Train")[0])[0]["records"])
-    for name in ("reward", "grad_norm", "drift", "kl"):
-        (file, model) = ([record["metrics"][name] for record in record] for record in records)
-        print(name, file, model)
-        assert model == pytest.approx(file, rel=1e-5, abs=1e-9)
+    for update, near in ((0, 1e-5), (1, 1e-3)):  # Adam divides the first gradient's rounding by its size
+        for name in ("reward", "grad_norm", "drift", "kl"):
+            file, model = (record[update]["metrics"][name] for record in records)
+            print(update, name, file, model)
+            assert model == pytest.approx(file, rel=near, abs=0)
 
 
 def test_a_tuned_model_of_the_graph_is_sampled_and_judged(host, tmp_path):
@@ -139,7 +137,7 @@ def test_a_tuned_model_of_the_graph_is_sampled_and_judged(host, tmp_path):
 
 
 def test_a_cancelled_run_on_the_graphs_model_goes_on_as_if_it_had_not_been(host, tmp_path):
-    how = {"batch_size": 16, "updates": 3, "sample_every": 0}
+    how = {"batch_size": 4, "updates": 2, "sample_every": 0, "checkpoint_every": 10}
     runs = {}
     for name in ("unbroken", "broken"):
         prompt = small_graph(host, "2_train_a14b", name=name, **how)
@@ -156,7 +154,7 @@ def test_a_cancelled_run_on_the_graphs_model_goes_on_as_if_it_had_not_been(host,
         host.post("/interrupt", {})
         status, waited = host.wait(queued)["status"], time.monotonic() - pressed
         assert "execution_interrupted" in [name for name, _ in status["messages"]]
-        # An update is 16 videos of 5 steps and 4 backwards: a step is far less than half of it.
+        # An update is four videos of 5 steps and 4 backwards: a step is far less than half of it.
         assert waited < max(record["seconds"] for record in runs["unbroken"]["records"]) / 2
         assert host.get(f"/ipro/run?name={metrics.parent.name}")["state"] == "saved"
         runs[name], _ = run_of(host, prompt)

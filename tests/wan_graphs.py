@@ -1,5 +1,6 @@
 """The shipped workflows for Wan as the page queues them, with small numbers and stand-ins for their files."""
 
+import time
 from pathlib import Path
 
 import tiny_wan
@@ -38,7 +39,8 @@ def small_graph(host, workflow, /, **changed):
 
 
 def put_networks(host, prompt, kind, folder: Path, layout: str = "fp32"):
-    """Stand-ins where the loaders of the graph look for their files; the experts in that layout."""
+    """Stand-ins where the loaders of the graph look for their files; the experts in that layout, in a folder
+    of its own, because a host that has a file open must not find another in its place."""
     files = tiny_wan.write_files(folder, kind)
     for seed, expert in enumerate(("model", "high-noise"), start=1):
         if expert in files and layout != "fp32":
@@ -48,8 +50,12 @@ def put_networks(host, prompt, kind, folder: Path, layout: str = "fp32"):
         known = OURS if node["class_type"] == "IPRO_LoadWanExpert" else STOCK
         for knob, (place, *which) in known.items():
             name = node["inputs"].get(knob, "none")
-            if isinstance(name, str) and name != "none":
-                path = models / place / name
+            if not isinstance(name, str) or name == "none":
+                continue
+            if layout != "fp32":
+                name = node["inputs"][knob] = f"{layout}/{name}"
+            path = models / place / name
+            if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(files[which[-1 if "high_noise" in name else 0]].read_bytes())
     pack = models / "insightface" / "models" / "antelopev2"
@@ -82,3 +88,16 @@ def only(prompt, kind):
 def the(prompt, kind):
     """The id of the one node of a kind."""
     return only(prompt, kind)[1]
+
+
+def forgotten(host, prompt, node):
+    """A graph queued again after the host has forgotten it; what the node then tells."""
+    for _ in range(20):  # the host forgets when it is idle, sooner or later
+        host.post("/free", {"unload_models": True, "free_memory": True})
+        time.sleep(0.5)
+        history = host.wait(host.queue(prompt))
+        (cached,) = [told for name, told in history["status"]["messages"] if name == "execution_cached"]
+        if node not in cached["nodes"]:
+            assert history["status"]["status_str"] == "success", history["status"]
+            return history["outputs"][node]
+    raise AssertionError("the host did not forget")
