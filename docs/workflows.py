@@ -131,7 +131,10 @@ def template() -> Graph:
     for expert, model, lora in (("high", "high_noise", "high_lightning"), ("low", "model", "lightning")):
         lightning = {"lora_name": files[lora], "strength_model": 1.0}
         experts |= {
-            expert: loader("UNETLoader", unet_name=files[model], weight_dtype="default"),
+            expert: {
+                **loader("UNETLoader", unet_name=files[model], weight_dtype="default"),
+                "title": f"Load Diffusion Model ({expert} noise)",
+            },
             f"{expert} lightning": loader("LoraLoaderModelOnly", model=(expert, 0), **lightning),
             f"{expert} shift": node("ModelSamplingSD3", model=(f"{expert} lightning", 0), shift=5.0),
         }

@@ -33,15 +33,7 @@ from ..ipro_core.models.condition import WanCondition
 from ..ipro_core.models.lora_keys import LowRank
 from ..ipro_core.models.wan import TARGETS
 from ._exact_lora import HostLayers, as_it_was, hooked, now
-from ._host_switches import attention_with_backward, differentiable, plain, without_dynamic
-
-
-def cannot_tune(reason: str) -> str:
-    return (
-        f"This MODEL cannot be tuned where it is ({reason}): take IPRO · Load Wan Expert for its file, or "
-        "the host's own Load Diffusion Model with nothing of that kind laid on it."
-    )
-
+from ._host_switches import attention_with_backward, cannot_tune, differentiable, plain, without_dynamic
 
 TOLD = {"pooled_output", "attention_mask", "concat_latent_image", "concat_mask", "clip_vision_output"}
 """What a CONDITIONING may hold."""
@@ -50,8 +42,11 @@ TOLD = {"pooled_output", "attention_mask", "concat_latent_image", "concat_mask",
 class HostModel(HostLayers):
     """`VideoModel`: x and v are in the units the network works in, as in the host's samplers."""
 
-    def __init__(self, patcher: Any):
+    def __init__(self, patcher: Any, room: int = 0):
         """
+        Args:
+            room: bytes of the device that stay free between passes, for the decoder.
+
         Raises:
             ValueError: the MODEL is not Wan's, or its loader streams weights and cannot do otherwise.
         """
@@ -59,6 +54,7 @@ class HostModel(HostLayers):
             self.patcher = without_dynamic(patcher)
         super().__init__(self.patcher)
         self.device: torch.device = self.patcher.load_device
+        self._room, self._most = room, 0.0
         self._shape = torch.Size()  # of the last x
 
     @property
@@ -225,14 +221,15 @@ class HostModel(HostLayers):
         return comfy.samplers.process_conds(self.patcher.model, x, conds, self.device, blank, free)
 
     def _load(self, shape: torch.Size) -> None:
-        memory = self._memory(shape)
+        # The most that was ever asked for: else weights would come and go between rollout and gradient.
+        self._most = max(self._most, self._memory(shape))
         with torch.inference_mode():
-            comfy.model_management.load_models_gpu([self.patcher], memory_required=memory)
+            comfy.model_management.load_models_gpu([self.patcher], memory_required=self._most)
 
     def _memory(self, shape: torch.Size) -> float:
-        """Bytes beside the weights: what the host counts for a pass, and with a gradient all blocks' inputs
-        and one block's graph (about 16 states of the model's width and 4 of the feed-forward's)."""
-        passes = self.patcher.model.memory_required(list(shape))
+        """Bytes beside the weights: what the host counts for a pass, or the decoder's; with a gradient also
+        all blocks' inputs and one block's graph (16 states of the model's width, 4 of the feed-forward's)."""
+        passes = max(self.patcher.model.memory_required(list(shape)), self._room)
         if not torch.is_grad_enabled():
             return passes
         tokens = shape[0] * shape[2] * shape[3] * shape[4] / 4

@@ -10,6 +10,7 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
+from ..ipro_core.models.plan_decoder import decoder_bytes
 from ..ipro_core.models.vae import WanVae, adopt_vae
 from ..ipro_core.models.wan_files import expert_of, family_of
 from ..ipro_core.studio import Network, Studio
@@ -19,8 +20,8 @@ from ..ipro_core.wan_job import BOUNDARY, WanFiles
 from ..ipro_core.wan_studio import Tuning, wan_framing, wan_studio
 from ._exact_lora import HostLayers
 from ._host_identity import identity
-from ._host_model import HostModel, cannot_tune
-from ._host_switches import plain_tensor
+from ._host_model import HostModel
+from ._host_switches import plain_tensor, refuse_compiled
 from ._sockets import Text
 
 
@@ -57,9 +58,10 @@ class HostModelChoice:
         family = self._family(base, shapes)
         if tuning:
             refuse_compiled(self.model)
+        framing = wan_framing(family, self.framing)
         return wan_studio(
             family,
-            wan_framing(family, self.framing),
+            framing,
             self.others,
             faces,
             self.model.load_device,
@@ -67,11 +69,16 @@ class HostModelChoice:
             shapes=shapes,
             text=text or self._text(),
             codec=Network(_once(self.vae.patcher), partial(codec_of, self.vae)),
-            model=Network(_once(self.model), partial(HostModel, self.model)),
+            model=Network(_once(self.model), lambda: HostModel(self.model, self._room(family, framing))),
             high_noise=Network(_once(self.high_noise), partial(HostModel, self.high_noise))
             if self.high_noise
             else None,
         )
+
+    def _room(self, family: str, framing: Framing) -> int:
+        """Bytes for the decoder, which works in the VAE's type."""
+        counted = decoder_bytes(family == "TI2V-5B", framing.width, framing.height, framing.frames)
+        return counted.work * self.vae.vae_dtype.itemsize // torch.bfloat16.itemsize
 
     def _text(self) -> Text:
         if self.clip is None:
@@ -114,16 +121,6 @@ class HostModelChoice:
                 f"load {right}."
             )
         return family
-
-
-def refuse_compiled(patcher: Any) -> None:
-    """Raise ValueError where torch.compile lies on the MODEL: blocks are to be run one by one, and hooked."""
-    compiled = [key for part in patcher.wrappers.values() for key in part if key == "torch.compile"]
-    compiled += [
-        name for name, part in patcher.object_patches.items() if type(part).__name__ == "OptimizedModule"
-    ]
-    if compiled:
-        raise ValueError(cannot_tune("torch.compile is laid on it"))
 
 
 def codec_of(vae: Any) -> WanVae:

@@ -46,7 +46,7 @@ def run_of(host, prompt):
 
 @pytest.mark.parametrize("layout", ["fp32", "scaled_fp8"])
 def test_the_official_template_is_tuned_and_its_lora_goes_back_into_stock_loaders(host, layout, tmp_path):
-    prompt = small_graph(host, "2_train_a14b", name=layout, file=f"ipro/{layout}", learning_rate=0.05)
+    prompt = small_graph(host, "2_train_a14b", name=layout, file=f"ipro/{layout}", learning_rate=0.002)
     put_networks(host, prompt, "I2V-A14B", tmp_path, layout)
     run, folder = run_of(host, prompt)
     assert run["state"] == "finished" and run["sample"]
