@@ -1,4 +1,4 @@
-"""What the sockets carry: small frozen values and the core's own, never an open network; and frames."""
+"""What the sockets carry: small frozen values and the core's own, no network that we opened; and frames."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
