@@ -113,17 +113,74 @@ def face_pools() -> Graph:
     }
 
 
+def loader(kind: str, **given: Any) -> dict[str, Any]:
+    """A node that loads files; the page then offers those that are missing."""
+    files = {
+        (FOLDERS[knob], file) for knob, file in given.items() if knob in FOLDERS and isinstance(file, str)
+    }
+    models = [
+        {"name": file, "url": f"{URL[folder]}/{folder}/{file}", "directory": folder} for folder, file in files
+    ]
+    models.sort(key=lambda model: model["name"])
+    return {**node(kind, **given), "properties": {"models": models}}
+
+
 def wan(name: str) -> dict[str, Any]:
     """The loader of a 14B expert pair, or of the 5B model, in the size of its preset."""
     framing = asdict(PRESETS[f"local-{name}"].framing)
-    loader = node("IPRO_LoadWanExpert", text_encoder=UMT5, **FILES[name], **framing)
-    models = [
-        {"name": file, "url": f"{URL[kind]}/{kind}/{file}", "directory": kind}
-        for kind, file in {
-            (FOLDERS[knob], file) for knob, file in loader["inputs"].items() if knob in FOLDERS
+    return loader("IPRO_LoadWanExpert", text_encoder=UMT5, **FILES[name], **framing)
+
+
+def template() -> Graph:
+    """The official template for I2V-A14B, Lightning laid on, up to where its KSamplers stand."""
+    files = FILES["14b"]
+    experts: Graph = {}
+    for expert, model, lora in (("high", "high_noise", "high_lightning"), ("low", "model", "lightning")):
+        lightning = {"lora_name": files[lora], "strength_model": 1.0}
+        experts |= {
+            expert: {
+                **loader("UNETLoader", unet_name=files[model], weight_dtype="default"),
+                "title": f"Load Diffusion Model ({expert} noise)",
+            },
+            f"{expert} lightning": loader("LoraLoaderModelOnly", model=(expert, 0), **lightning),
+            f"{expert} shift": node("ModelSamplingSD3", model=(f"{expert} lightning", 0), shift=5.0),
         }
-    ]
-    return {**loader, "properties": {"models": sorted(models, key=lambda model: model["name"])}}
+    return {
+        **experts,
+        "clip": loader("CLIPLoader", clip_name=UMT5, type="wan"),
+        "positive": node(
+            "CLIPTextEncode", clip=("clip", 0), text="The person turns to the camera and smiles."
+        ),
+        "vae": loader("VAELoader", vae_name=files["vae"]),
+        "image": node("LoadImage", image="person.png"),
+    }
+
+
+def stock_training() -> Graph:
+    preset = PRESETS["local-14b"]
+    return {
+        **template(),
+        "model": node(
+            "IPRO_UseComfyUIModel",
+            model=("low shift", 0),
+            high_noise=("high shift", 0),
+            vae=("vae", 0),
+            clip=("clip", 0),
+            **asdict(preset.framing),
+        ),
+        "clips": node("IPRO_LoadClips", source=CLIPS),
+        "faces": node("IPRO_LoadFaceModels", pack=PACK),
+        "person": node("IPRO_ShowClip", clips=("clips", 0), max_frames=81),
+        "pool": node("IPRO_BuildFacePool", clip=("person", 0), face_models=("faces", 0)),
+        "dataset": node(
+            "IPRO_DatasetFromImage",
+            first_frames=("image", 0),
+            positive=("positive", 0),
+            pool=("pool", 0),
+            face_models=("faces", 0),
+        ),
+        **training(preset, name="identity-14b", sample_every=10),
+    }
 
 
 def wan_training(name: str) -> Graph:
@@ -168,6 +225,12 @@ FILES = {
 FOLDERS = {
     **{"model": "diffusion_models", "high_noise": "diffusion_models", "vae": "vae"},
     **{"text_encoder": "text_encoders", "lightning": "loras", "high_lightning": "loras"},
+    **{
+        "unet_name": "diffusion_models",
+        "vae_name": "vae",
+        "clip_name": "text_encoders",
+        "lora_name": "loras",
+    },
 }
 WAN_22 = "https://huggingface.co/Comfy-Org/Wan_2.2_ComfyUI_Repackaged/resolve/main/split_files"
 WAN_21 = "https://huggingface.co/Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files"
@@ -184,15 +247,30 @@ the page output/ipro/curated/my_clips/index.html. largest_face 0 allows any size
 A pool is all faces of a clip. Look at **self_similarity**: 0.8 and more is one person, 0.2 to 0.35 are
 several people mixed. The second clip is followed by the first one's person; both pools are merged and
 kept in output/ipro/pools."""
-WAN_TEXT = """## Tune {model}
+WAN_TEXT = """## Tune Wan 2.2 TI2V-5B
 
 Put clips into input/my_clips, clip.txt with its prompt beside clip.mp4, and a face pack into
 models/insightface/models/antelopev2.
 
-Each of the networks is opened in its turn: prompts, first frames, faces{boundary}, then tuning. What is
-made of clips once is kept in output/ipro/cache. Cancel whenever you like: queueing again goes on.
+Each of the networks is opened in its turn: prompts, first frames, faces, then tuning. What is made of clips
+once is kept in output/ipro/cache. Cancel whenever you like: queueing again goes on.
 
-Save LoRA writes to models/loras; press R to see it in the host's loaders{where}."""
+Save LoRA writes to models/loras; press R to see it in the host's loaders."""
+STOCK = """## Tune Wan 2.2 I2V-A14B in its own template
+
+The official template with **Train** where its KSamplers were: any loader of MODEL, VAE and CLIP will do,
+and whatever lies on the MODEL stays on it.
+
+Put a picture of the person into input/person.png, a clip of the same person into input/my_clips, and a face
+pack into models/insightface/models/antelopev2. The clip's faces are the pool that the videos are compared
+with. To tune on many clips, take *Build Dataset* in the place of *Dataset from Image*: prompts are then
+clip.txt beside clip.mp4.
+
+What the high-noise expert makes of the picture is kept in output/ipro/cache. Cancel whenever you like:
+queueing again goes on.
+
+Save LoRA writes to models/loras; press R to see it in the host's loaders. It belongs on the low-noise
+model."""
 TINY_WORLD = """## The tiny world
 
 The whole pipeline on a CPU, in minutes, with what the pack brings: people of an embedded world, its
@@ -208,14 +286,10 @@ what was tuned on measures memory. 32 clips with 3 seeds are a fair test.
 
 Choose your run and, in the loader, a second face pack as the judge."""
 
-BOUNDARY = ", what the high-noise expert makes of each clip"
 WORKFLOWS: dict[str, tuple[Graph, str]] = {
     "1_build_face_pools": (face_pools(), POOLS),
-    "2_train_a14b": (
-        wan_training("14b"),
-        WAN_TEXT.format(model="Wan 2.2 I2V-A14B", boundary=BOUNDARY, where=" for the low-noise model"),
-    ),
-    "3_train_ti2v_5b": (wan_training("5b"), WAN_TEXT.format(model="Wan 2.2 TI2V-5B", boundary="", where="")),
+    "2_train_a14b": (stock_training(), STOCK),
+    "3_train_ti2v_5b": (wan_training("5b"), WAN_TEXT),
     "5_evaluate": (evaluation(), JUDGING),
     "6_tiny_world": (tiny_world(), TINY_WORLD),
 }

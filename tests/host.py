@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -33,21 +34,6 @@ class Watch:
 sys.meta_path.insert(0, Watch())
 """
 """Runs before all packs are loaded: the host itself may import some of these."""
-
-
-CONDITIONING = """
-import torch
-
-class Words:
-    INPUT_TYPES = classmethod(lambda cls: {"required": {}})
-    RETURN_TYPES, FUNCTION, CATEGORY = ("CONDITIONING",), "make", "test"
-
-    def make(self):
-        return ([[torch.zeros(1, 8, 4096), {}]],)
-
-NODE_CLASS_MAPPINGS = {"TestConditioning": Words}
-"""
-"""Stands for CLIP Text Encode, whose network nobody has here."""
 
 
 def find_host() -> Path | None:
@@ -80,7 +66,7 @@ class Host:
         watch = self.base / "custom_nodes" / "watch"
         watch.mkdir(exist_ok=True)
         (watch / "prestartup_script.py").write_text(WATCH)
-        (watch / "__init__.py").write_text(CONDITIONING)
+        shutil.copy(PACK / "tests" / "host_pack.py", watch / "__init__.py")
         # One thread, because networks this small only wait for each other's; bytecode as every user has it.
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         environment |= {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
