@@ -113,7 +113,7 @@ class Dataset:
     pool: FacePool | None = None
     """Whom all clips show; None: each clip its own person."""
 
-    def open_studio(self, model: "ModelChoice", tuning: Tuning) -> Studio:
+    def open_studio(self, model: "ModelChoice", tuning: Tuning | None = None) -> Studio:
         """The model's, told what the host has encoded already."""
         text = self.clips.text if isinstance(self.clips, StillChoice) else None
         return model.open_studio(self.faces, tuning, text=text)

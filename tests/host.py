@@ -101,7 +101,7 @@ class Host:
                 time.sleep(0.2)
         told = self.log.read_text()
         self.__exit__()
-        missing = re.findall(r"No module named '([^']+)'", told)
+        missing = re.findall(r"^ModuleNotFoundError: No module named '([^']+)'", told, re.MULTILINE)
         if missing:
             raise HostLacksPackage(f"{self.checkout} needs {missing[-1]}: see its requirements.txt")
         raise AssertionError(told[-3000:])

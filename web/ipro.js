@@ -8,7 +8,7 @@ import { runPanel } from "./run_monitor.mjs";
 const HEIGHTS = { run: 330, pool: 220, compare: 320 };
 // What a node's `ui` holds decides which panel it gets.
 const PANELS = { ipro_run: ["run", runPanel], ipro_pool: ["pool", poolPanel], ipro_compare: ["compare", comparePanel] };
-const RUNS = ["IPRO_Train", "IPRO_LoadRun"];
+const RUNS = ["IPRO_Train", "IPRO_ResumeRun", "IPRO_LoadRun"];
 
 // A file of the host's, as the page reaches it.
 export function view(file) {
