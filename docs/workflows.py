@@ -15,10 +15,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from graphs import to_page  # noqa: E402
+from graphs import BYPASSED, to_page  # noqa: E402
 from host import Host, find_host  # noqa: E402
 
+from ipro_core.sampling.flow import expert_switch  # noqa: E402
 from ipro_core.training.presets import PRESETS, Preset  # noqa: E402
+from ipro_core.wan_studio import A14B_FRAMING, BOUNDARY  # noqa: E402
 
 Graph = dict[str, dict[str, Any]]
 
@@ -110,13 +112,9 @@ def wan(name: str) -> dict[str, Any]:
     """The loader of a 14B expert pair, or of the 5B model, in the size of its preset."""
     framing = asdict(PRESETS[f"local-{name}"].framing)
     loader = node("IPRO_LoadWanExpert", text_encoder=UMT5, **FILES[name], **framing)
-    models = [
-        {"name": file, "url": f"{URL[kind]}/{kind}/{file}", "directory": kind}
-        for kind, file in {
-            (FOLDERS[knob], file) for knob, file in loader["inputs"].items() if knob in FOLDERS
-        }
-    ]
-    return {**loader, "properties": {"models": sorted(models, key=lambda model: model["name"])}}
+    named = {(FOLDERS[knob], file) for knob, file in loader["inputs"].items() if knob in FOLDERS}
+    models = [model(folder, file) for folder, file in sorted(named, key=lambda one: one[1])]
+    return {**loader, "properties": {"models": models}}
 
 
 def wan_training(name: str) -> Graph:
@@ -146,8 +144,80 @@ def evaluation() -> Graph:
     }
 
 
+def generating() -> Graph:
+    """The host's own graph of I2V-A14B with Lightning, and the tuned LoRA on its low-noise model."""
+    preset, files = PRESETS["local-14b"].ipro, FILES["14b"]
+    switch = expert_switch(preset.steps, preset.shift, BOUNDARY["I2V-A14B"])
+    experts = {"high": ("high_noise", "high_lightning"), "low": ("model", "lightning")}
+    graph: Graph = {}
+    for noise, (expert, lightning) in experts.items():
+        graph[noise] = host_node(
+            "UNETLoader", "diffusion_models", unet_name=files[expert], weight_dtype="default"
+        )
+        graph[f"{noise} lightning"] = host_node(
+            "LoraLoaderModelOnly", "loras", model=(noise, 0), lora_name=files[lightning], strength_model=1.0
+        )
+    graph |= {
+        "stock": node("LoraLoaderModelOnly", model=("low lightning", 0), lora_name=TUNED, strength_model=1.0)
+        | {"mode": BYPASSED, "title": "Load LoRA (for bf16 and fp16 models; bypassed)"},
+        "tuned": node("IPRO_ApplyLoRA", model=("stock", 0), lora_name=TUNED),
+        "high shifted": node("ModelSamplingSD3", model=("high lightning", 0), shift=preset.shift),
+        "low shifted": node("ModelSamplingSD3", model=("tuned", 0), shift=preset.shift),
+        "words": host_node("CLIPLoader", "text_encoders", clip_name=UMT5, type="wan"),
+        "positive": node(
+            "CLIPTextEncode", clip=("words", 0), text="the person turns to the camera and smiles"
+        ),
+        "negative": node("CLIPTextEncode", clip=("words", 0), text=""),
+        "vae": host_node("VAELoader", "vae", vae_name=files["vae"]),
+        "first frame": node("LoadImage", image="first_frame.png"),
+        "start": node(
+            "WanImageToVideo",
+            positive=("positive", 0),
+            negative=("negative", 0),
+            vae=("vae", 0),
+            start_image=("first frame", 0),
+            width=A14B_FRAMING.width,
+            height=A14B_FRAMING.height,
+            length=A14B_FRAMING.frames,
+        ),
+    }
+    steps = {"steps": preset.steps, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple"}
+    steps |= {"positive": ("start", 0), "negative": ("start", 1)}
+    return graph | {
+        "high steps": node(
+            "KSamplerAdvanced",
+            model=("high shifted", 0),
+            latent_image=("start", 2),
+            end_at_step=switch,
+            return_with_leftover_noise="enable",
+            **steps,
+        ),
+        "low steps": node(
+            "KSamplerAdvanced",
+            model=("low shifted", 0),
+            latent_image=("high steps", 0),
+            add_noise="disable",
+            start_at_step=switch,
+            **steps,
+        ),
+        "frames": node("VAEDecode", samples=("low steps", 0), vae=("vae", 0)),
+        "video": node("CreateVideo", images=("frames", 0), fps=A14B_FRAMING.fps),
+        "save": node("SaveVideo", video=("video", 0), filename_prefix="video/ipro"),
+    }
+
+
+def host_node(kind: str, folder: str, **inputs: Any) -> dict[str, Any]:
+    """One of the host's loaders, and where its file comes from."""
+    (file,) = [value for value in inputs.values() if str(value).endswith(".safetensors")]
+    return {**node(kind, **inputs), "properties": {"models": [model(folder, file)]}}
+
+
+def model(folder: str, file: str) -> dict[str, str]:
+    return {"name": file, "url": f"{URL[folder]}/{folder}/{file}", "directory": folder}
+
+
 CLIPS, PACK = "my_clips/", "antelopev2"
-UMT5 = "umt5_xxl_fp8_e4m3fn_scaled.safetensors"
+UMT5, TUNED = "umt5_xxl_fp8_e4m3fn_scaled.safetensors", "ipro/identity.safetensors"
 FILES = {
     "14b": {
         "model": "wan2.2_i2v_low_noise_14B_fp8_scaled.safetensors",
@@ -191,6 +261,17 @@ videos.
 
 Cancel whenever you like: queueing again goes on. Then people who were never tuned on are judged, base
 against tuned from the same noise, and a report is written to output/ipro."""
+GENERATING = """## Generate with the tuned LoRA
+
+ComfyUI's own graph for Wan 2.2 I2V-A14B with Lightning, and the LoRA that IPRO tuned, on the
+**low-noise** model.
+
+**Apply LoRA (exact, step range)** lays it beside the layers: right for fp8, int8 and GGUF, where adding
+it into the weights rounds most of it away. With bf16 or fp16 models the stock loader before it does as
+well: wake that and bypass the other (Ctrl+B).
+
+The experts change at step 3 of 8, noise level 0.9: where the low-noise one begins by its training, and
+where IPRO tunes it. Half of the steps each would give the other a step that it never learnt."""
 JUDGING = """## Base against tuned
 
 Clips of **other** people in input/other_people, each with a face in its first frame: who is judged on
@@ -198,14 +279,15 @@ what was tuned on measures memory. 32 clips with 3 seeds are a fair test.
 
 Choose your run and, in the loader, a second face pack as the judge."""
 
-BOUNDARY = ", what the high-noise expert makes of each clip"
+HIGH_NOISE = ", what the high-noise expert makes of each clip"
 WORKFLOWS: dict[str, tuple[Graph, str]] = {
     "1_build_face_pools": (face_pools(), POOLS),
     "2_train_a14b": (
         wan_training("14b"),
-        WAN_TEXT.format(model="Wan 2.2 I2V-A14B", boundary=BOUNDARY, where=" for the low-noise model"),
+        WAN_TEXT.format(model="Wan 2.2 I2V-A14B", boundary=HIGH_NOISE, where=" for the low-noise model"),
     ),
     "3_train_ti2v_5b": (wan_training("5b"), WAN_TEXT.format(model="Wan 2.2 TI2V-5B", boundary="", where="")),
+    "4_generate_with_lora": (generating(), GENERATING),
     "5_evaluate": (evaluation(), JUDGING),
     "6_tiny_world": (tiny_world(), TINY_WORLD),
 }

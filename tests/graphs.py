@@ -7,7 +7,8 @@ from typing import Any
 
 Facts = Mapping[str, Any]
 """The host's /object_info."""
-WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3")
+BYPASSED = 4
 ROW, COLUMN, TALL = 26, 380, 80
 """Pixels of the page: one widget, one column of nodes, a node's head."""
 
@@ -19,21 +20,34 @@ PANELS |= dict.fromkeys(("BuildFacePool", "ShowFaces", "MergeFacePools", "LoadFa
 
 def to_api(workflow: Mapping[str, Any], facts: Facts) -> dict[str, Any]:
     """A workflow's file as the page would queue it."""
-    links = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
+    links, nodes = (
+        {link[0]: link for link in workflow["links"]},
+        {node["id"]: node for node in workflow["nodes"]},
+    )
+
+    def source(number: int) -> list[Any]:
+        """What a link brings: of a bypassed node its own input of the same kind."""
+        _, node, index, _, _, kind = links[number]
+        if nodes[node]["mode"] != BYPASSED:
+            return [str(node), index]
+        return next(source(given["link"]) for given in nodes[node]["inputs"] if given["type"] == kind)
+
     prompt = {}
     for node in workflow["nodes"]:
+        if node["mode"] == BYPASSED:
+            continue
         if node["type"] not in facts:
             assert node["type"] in ("Note", "MarkdownNote"), f"{node['type']} is no node of this host"
             continue
         inputs: dict[str, Any] = {}
         values = iter(node.get("widgets_values") or [])
         for name, options in widgets(facts[node["type"]]):
-            inputs[name] = next(values)
+            inputs[name] = next(values, options.get("default"))
             if options.get("control_after_generate"):
-                next(values)
+                next(values, None)
         for socket in node.get("inputs", []):
             if socket.get("link") is not None:
-                inputs[socket["name"]] = links[socket["link"]]
+                inputs[socket["name"]] = source(socket["link"])
         prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
     return prompt
 
@@ -44,7 +58,7 @@ def to_page(
     """A graph that is told by node names, laid out in columns from left to right.
 
     Args:
-        prompt: name → {"class_type", "inputs", also "title", "properties"}; a link is [name, index].
+        prompt: name → {"class_type", "inputs", also "title", "properties", "mode"}; a link is [name, index].
         notes: of the workflow: {"text": …} becomes a note at the left.
     """
     ids = {name: number for number, name in enumerate(prompt, start=1)}
@@ -93,7 +107,7 @@ def to_page(
                 "size": size,
                 "flags": {},
                 "order": len(nodes),
-                "mode": 0,
+                "mode": node.get("mode", 0),
                 "inputs": sockets,
                 "outputs": [
                     {"name": label, "type": kind, "links": None, "slot_index": index}
@@ -136,6 +150,8 @@ def widgets(about: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
                 options.setdefault("default", kind[0] if kind else "")
             elif kind == "COMBO":
                 options.setdefault("default", (options.get("options") or [""])[0])
+            elif kind == "COMFY_DYNAMICCOMBO_V3":
+                options.setdefault("default", options["options"][0]["key"])
             found.append((name, options))
     return found
 

@@ -35,7 +35,7 @@ sys.meta_path.insert(0, Watch())
 """Runs before all packs are loaded: the host itself may import some of these."""
 
 
-CONDITIONING = """
+NODES = """
 import torch
 
 class Words:
@@ -45,9 +45,20 @@ class Words:
     def make(self):
         return ([[torch.zeros(1, 8, 4096), {}]],)
 
-NODE_CLASS_MAPPINGS = {"TestConditioning": Words}
+class TooLarge(Words):
+    RETURN_TYPES = ("VIDEO", "IPRO_MODEL")
+
+    def make(self):
+        return (self, self)
+
+    def get_components(self, *_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    open_studio = get_components
+
+NODE_CLASS_MAPPINGS = {"TestConditioning": Words, "TestTooLarge": TooLarge}
 """
-"""Stands for CLIP Text Encode, whose network nobody has here."""
+"""Stand for CLIP Text Encode, whose network nobody has here, and for what no memory holds."""
 
 
 def find_host() -> Path | None:
@@ -80,7 +91,7 @@ class Host:
         watch = self.base / "custom_nodes" / "watch"
         watch.mkdir(exist_ok=True)
         (watch / "prestartup_script.py").write_text(WATCH)
-        (watch / "__init__.py").write_text(CONDITIONING)
+        (watch / "__init__.py").write_text(NODES)
         # One thread, because networks this small only wait for each other's; bytecode as every user has it.
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         environment |= {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}

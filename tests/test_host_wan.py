@@ -21,9 +21,9 @@ PLACES = {
 }
 
 
-def small_graph(host, name, **changed):
+def small_graph(host, workflow, /, **changed):
     facts = host.get("/object_info")
-    prompt = to_api(read(PACK / "workflows" / f"{name}.json"), facts)
+    prompt = to_api(read(PACK / "workflows" / f"{workflow}.json"), facts)
     for node in prompt.values():
         inputs = node["inputs"]
         widgets = {knob for knob, value in inputs.items() if not isinstance(value, list)}
