@@ -159,7 +159,7 @@ def generating() -> Graph:
         )
     graph |= {
         "stock": node("LoraLoaderModelOnly", model=("low lightning", 0), lora_name=TUNED, strength_model=1.0)
-        | {"mode": BYPASSED, "title": "Load LoRA (for bf16 and fp16 models; bypassed)"},
+        | {"mode": BYPASSED, "title": "Load LoRA (bf16, fp16)"},
         "tuned": node("IPRO_ApplyLoRA", model=("stock", 0), lora_name=TUNED),
         "high shifted": node("ModelSamplingSD3", model=("high lightning", 0), shift=preset.shift),
         "low shifted": node("ModelSamplingSD3", model=("tuned", 0), shift=preset.shift),

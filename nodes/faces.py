@@ -1,5 +1,6 @@
 """Faces: who is to be kept, as a pool of all faces of real clips (Section 4.2)."""
 
+import math
 from pathlib import Path
 from typing import get_args
 
@@ -245,7 +246,8 @@ def _sheet(pool: FacePool, frames_TCHW: Tensor) -> tuple[Tensor, int]:
     if len(pool.frames_P) and int(pool.frames_P.max()) >= len(frames_TCHW):
         raise ValueError("The pool is of a longer clip than this: give the clip it was built from.")
     pictures = [frames_TCHW[int(frame)] for frame in pool.frames_P[at_S]]
-    return contact_sheet(pictures, pool.boxes_P4[at_S], size=PICTURE, columns=COLUMNS), COLUMNS
+    columns = max(1, min(COLUMNS, math.ceil(math.sqrt(2 * len(pictures)))))  # twice as wide as tall
+    return contact_sheet(pictures, pool.boxes_P4[at_S], size=PICTURE, columns=columns), columns
 
 
 def _finite(value: float) -> float:

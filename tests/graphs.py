@@ -8,14 +8,14 @@ from typing import Any
 Facts = Mapping[str, Any]
 """The host's /object_info."""
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3")
-BYPASSED = 4
-ROW, COLUMN, TALL = 26, 380, 80
-"""Pixels of the page: one widget, one column of nodes, a node's head."""
+BYPASSED, WIDE = 4, 7
+ROW, COLUMN, TALL, TEXT = 26, 380, 56, 60
+"""Pixels of the page: a widget, a column of nodes, a node's head and foot, what a longer text takes more."""
 
 
 PANELS = {"Train": 350, "ResumeRun": 350, "LoadRun": 350, "CompareRuns": 340, "FaceSimilarity": 340}
-PANELS |= dict.fromkeys(("BuildFacePool", "ShowFaces", "MergeFacePools", "LoadFacePool"), 230)
-"""Pixels that a node's own panel takes (web/ipro.js)."""
+PANELS |= {"BuildFacePool": 230, "LoadImage": 240, "PreviewImage": 200}
+"""Pixels that a node's own panel takes (web/ipro.js), or the host's picture."""
 
 
 def to_api(workflow: Mapping[str, Any], facts: Facts) -> dict[str, Any]:
@@ -71,6 +71,7 @@ def to_page(
         for name, above in sources.items():
             if name not in depth and all(source in depth for source in above):
                 depth[name] = 1 + max((depth[source] for source in above), default=-1)
+    columns = _columns(depth)
     nodes, links, below = [], [], dict[int, int]()
     for name, node in prompt.items():
         about = facts[node["class_type"]]
@@ -94,9 +95,10 @@ def to_page(
             if options.get("control_after_generate"):
                 values.append("fixed")
         rows = len(values) + max(len(sockets), len(about["output"]))
-        panel = PANELS.get(node["class_type"].removeprefix("IPRO_"), 0)
-        size = [COLUMN - 50, TALL + ROW * rows + panel]
-        place = depth[name]
+        tall = PANELS.get(node["class_type"].removeprefix("IPRO_"), 0)
+        tall += sum(TEXT for _, options in widgets(about) if options.get("multiline"))
+        size = [COLUMN - 50, TALL + ROW * rows + tall]
+        place = columns[name]
         top = below.get(place, 0)
         below[place] = top + size[1] + 60
         nodes.append(
@@ -135,6 +137,18 @@ def to_page(
         nodes.append({**note, "widgets_values": [notes["text"]]})
     counts = {"last_node_id": len(nodes), "last_link_id": len(links)}
     return {**counts, "nodes": nodes, "links": links, "groups": [], "config": {}, "extra": {}, "version": 0.4}
+
+
+def _columns(depth: Mapping[str, int]) -> dict[str, int]:
+    """By node: a column for each depth; of a wide graph a chain of single nodes goes down in one."""
+    if max(depth.values()) < WIDE:
+        return dict(depth)
+    alone = [sum(other == place for other in depth.values()) == 1 for place in range(max(depth.values()) + 1)]
+    column, at = 0, []
+    for place, single in enumerate(alone):
+        column += bool(place) and not (single and alone[place - 1])
+        at.append(column)
+    return {name: at[place] for name, place in depth.items()}
 
 
 def widgets(about: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

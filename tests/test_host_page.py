@@ -9,7 +9,7 @@ from host import PACK
 
 pytestmark = pytest.mark.host
 
-FLAGS = ["--no-sandbox", "--disable-gpu", "--use-gl=swiftshader"]
+FLAGS = ["--no-sandbox", "--disable-gpu", "--use-gl=swiftshader", "--hide-scrollbars"]
 UPDATES = 40
 
 

@@ -32,6 +32,10 @@ def test_every_input_and_output_explains_itself(facts):
         assert all(about["output_tooltips"]) and len(about["output_tooltips"]) == len(about["output"]), name
 
 
+def test_every_help_page_is_of_a_node(facts):
+    assert {path.stem for path in (PACK / "web" / "docs").glob("*.md")} <= set(facts)
+
+
 def test_no_seed_that_decides_a_run_is_drawn_anew_by_the_page(facts):
     required = facts["IPRO_Train"]["input"]["required"]
     assert required["seed"][1]["control_after_generate"] is False

@@ -234,6 +234,8 @@ def test_what_memory_does_not_hold_ends_in_a_sentence_that_names_the_knob(host, 
 def generating(host, facts, tmp_path_factory):
     """The shipped graph with tiny networks under the names that it asks for; words stand for CLIP's."""
     workflow = read(PACK / "workflows" / "4_generate_with_lora.json")
+    chosen = [node["id"] for node in workflow["nodes"] if node["mode"] == BYPASSED]
+    chosen += [node["id"] for node in workflow["nodes"] if node["type"] == "IPRO_ApplyLoRA"]
     folder = tmp_path_factory.mktemp("generating")
     models = host.base / "models"
     for place in ("diffusion_models", "loras/ipro", "vae"):
@@ -262,11 +264,8 @@ def generating(host, facts, tmp_path_factory):
 
     def run(exact=True, stock=False):
         for node in workflow["nodes"]:
-            on = {
-                "IPRO_ApplyLoRA": exact,
-                "LoraLoaderModelOnly": stock or "bypassed" not in node.get("title", ""),
-            }
-            node["mode"] = 0 if on.get(node["type"], True) else BYPASSED
+            if node["id"] in chosen:
+                node["mode"] = 0 if {"IPRO_ApplyLoRA": exact}.get(node["type"], stock) else BYPASSED
         prompt = to_api(workflow, facts)
         for name in [name for name, node in prompt.items() if node["class_type"] == "CLIPLoader"]:
             del prompt[name]
