@@ -75,7 +75,7 @@ def stand_ins(base: Path) -> None:
     _touch(base / "output/ipro/identity-14b/config.json", '{"loop": {"updates": 100}}')
     from PIL import Image
 
-    Image.new("RGB", (832, 480), (120, 110, 100)).save(base / "input" / "first_frame.png")
+    Image.new("RGB", (832, 480), (120, 110, 100)).save(base / "input" / "person.png")
 
 
 def _touch(path: Path, text: str = "") -> None:

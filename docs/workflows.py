@@ -17,10 +17,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from graphs import BYPASSED, to_page  # noqa: E402
 from host import Host, find_host  # noqa: E402
+from workflow_notes import GENERATING, JUDGING, POOLS, STOCK, TINY_WORLD, WAN_TEXT  # noqa: E402
 
 from ipro_core.sampling.flow import expert_switch  # noqa: E402
 from ipro_core.training.presets import PRESETS, Preset  # noqa: E402
-from ipro_core.wan_studio import A14B_FRAMING, BOUNDARY  # noqa: E402
+from ipro_core.wan_job import BOUNDARY  # noqa: E402
+from ipro_core.wan_studio import A14B_FRAMING  # noqa: E402
 
 Graph = dict[str, dict[str, Any]]
 
@@ -108,13 +110,74 @@ def face_pools() -> Graph:
     }
 
 
+def loader(kind: str, **given: Any) -> dict[str, Any]:
+    """A node that loads files; the page then offers those that are missing."""
+    files = {
+        (FOLDERS[knob], file) for knob, file in given.items() if knob in FOLDERS and isinstance(file, str)
+    }
+    models = [
+        {"name": file, "url": f"{URL[folder]}/{folder}/{file}", "directory": folder} for folder, file in files
+    ]
+    models.sort(key=lambda model: model["name"])
+    return {**node(kind, **given), "properties": {"models": models}}
+
+
 def wan(name: str) -> dict[str, Any]:
     """The loader of a 14B expert pair, or of the 5B model, in the size of its preset."""
     framing = asdict(PRESETS[f"local-{name}"].framing)
-    loader = node("IPRO_LoadWanExpert", text_encoder=UMT5, **FILES[name], **framing)
-    named = {(FOLDERS[knob], file) for knob, file in loader["inputs"].items() if knob in FOLDERS}
-    models = [model(folder, file) for folder, file in sorted(named, key=lambda one: one[1])]
-    return {**loader, "properties": {"models": models}}
+    return loader("IPRO_LoadWanExpert", text_encoder=UMT5, **FILES[name], **framing)
+
+
+def template() -> Graph:
+    """The official template for I2V-A14B, Lightning laid on, up to where its KSamplers stand."""
+    files = FILES["14b"]
+    experts: Graph = {}
+    for expert, model, lora in (("high", "high_noise", "high_lightning"), ("low", "model", "lightning")):
+        lightning = {"lora_name": files[lora], "strength_model": 1.0}
+        experts |= {
+            expert: {
+                **loader("UNETLoader", unet_name=files[model], weight_dtype="default"),
+                "title": f"Load Diffusion Model ({expert} noise)",
+            },
+            f"{expert} lightning": loader("LoraLoaderModelOnly", model=(expert, 0), **lightning),
+            f"{expert} shift": node("ModelSamplingSD3", model=(f"{expert} lightning", 0), shift=5.0),
+        }
+    return {
+        **experts,
+        "clip": loader("CLIPLoader", clip_name=UMT5, type="wan"),
+        "positive": node(
+            "CLIPTextEncode", clip=("clip", 0), text="The person turns to the camera and smiles."
+        ),
+        "vae": loader("VAELoader", vae_name=files["vae"]),
+        "image": node("LoadImage", image="person.png"),
+    }
+
+
+def stock_training() -> Graph:
+    preset = PRESETS["local-14b"]
+    return {
+        **template(),
+        "model": node(
+            "IPRO_UseComfyUIModel",
+            model=("low shift", 0),
+            high_noise=("high shift", 0),
+            vae=("vae", 0),
+            clip=("clip", 0),
+            **asdict(preset.framing),
+        ),
+        "clips": node("IPRO_LoadClips", source=CLIPS),
+        "faces": node("IPRO_LoadFaceModels", pack=PACK),
+        "person": node("IPRO_ShowClip", clips=("clips", 0), max_frames=81),
+        "pool": node("IPRO_BuildFacePool", clip=("person", 0), face_models=("faces", 0)),
+        "dataset": node(
+            "IPRO_DatasetFromImage",
+            first_frames=("image", 0),
+            positive=("positive", 0),
+            pool=("pool", 0),
+            face_models=("faces", 0),
+        ),
+        **training(preset, name="identity-14b", sample_every=10),
+    }
 
 
 def wan_training(name: str) -> Graph:
@@ -145,48 +208,31 @@ def evaluation() -> Graph:
 
 
 def generating() -> Graph:
-    """The host's own graph of I2V-A14B with Lightning, and the tuned LoRA on its low-noise model."""
-    preset, files = PRESETS["local-14b"].ipro, FILES["14b"]
+    """The official template whole, and the tuned LoRA on its low-noise model."""
+    preset, graph = PRESETS["local-14b"].ipro, template()
     switch = expert_switch(preset.steps, preset.shift, BOUNDARY["I2V-A14B"])
-    experts = {"high": ("high_noise", "high_lightning"), "low": ("model", "lightning")}
-    graph: Graph = {}
-    for noise, (expert, lightning) in experts.items():
-        graph[noise] = host_node(
-            "UNETLoader", "diffusion_models", unet_name=files[expert], weight_dtype="default"
-        )
-        graph[f"{noise} lightning"] = host_node(
-            "LoraLoaderModelOnly", "loras", model=(noise, 0), lora_name=files[lightning], strength_model=1.0
-        )
-    graph |= {
+    graph["low shift"]["inputs"]["model"] = ["tuned", 0]
+    steps = {"steps": preset.steps, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple"}
+    steps |= {"positive": ("start", 0), "negative": ("start", 1)}
+    return {
+        **graph,
         "stock": node("LoraLoaderModelOnly", model=("low lightning", 0), lora_name=TUNED, strength_model=1.0)
         | {"mode": BYPASSED, "title": "Load LoRA (bf16, fp16)"},
         "tuned": node("IPRO_ApplyLoRA", model=("stock", 0), lora_name=TUNED),
-        "high shifted": node("ModelSamplingSD3", model=("high lightning", 0), shift=preset.shift),
-        "low shifted": node("ModelSamplingSD3", model=("tuned", 0), shift=preset.shift),
-        "words": host_node("CLIPLoader", "text_encoders", clip_name=UMT5, type="wan"),
-        "positive": node(
-            "CLIPTextEncode", clip=("words", 0), text="the person turns to the camera and smiles"
-        ),
-        "negative": node("CLIPTextEncode", clip=("words", 0), text=""),
-        "vae": host_node("VAELoader", "vae", vae_name=files["vae"]),
-        "first frame": node("LoadImage", image="first_frame.png"),
+        "negative": node("CLIPTextEncode", clip=("clip", 0), text=""),
         "start": node(
             "WanImageToVideo",
             positive=("positive", 0),
             negative=("negative", 0),
             vae=("vae", 0),
-            start_image=("first frame", 0),
+            start_image=("image", 0),
             width=A14B_FRAMING.width,
             height=A14B_FRAMING.height,
             length=A14B_FRAMING.frames,
         ),
-    }
-    steps = {"steps": preset.steps, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple"}
-    steps |= {"positive": ("start", 0), "negative": ("start", 1)}
-    return graph | {
         "high steps": node(
             "KSamplerAdvanced",
-            model=("high shifted", 0),
+            model=("high shift", 0),
             latent_image=("start", 2),
             end_at_step=switch,
             return_with_leftover_noise="enable",
@@ -194,7 +240,7 @@ def generating() -> Graph:
         ),
         "low steps": node(
             "KSamplerAdvanced",
-            model=("low shifted", 0),
+            model=("low shift", 0),
             latent_image=("high steps", 0),
             add_noise="disable",
             start_at_step=switch,
@@ -204,16 +250,6 @@ def generating() -> Graph:
         "video": node("CreateVideo", images=("frames", 0), fps=A14B_FRAMING.fps),
         "save": node("SaveVideo", video=("video", 0), filename_prefix="video/ipro"),
     }
-
-
-def host_node(kind: str, folder: str, **inputs: Any) -> dict[str, Any]:
-    """One of the host's loaders, and where its file comes from."""
-    (file,) = [value for value in inputs.values() if str(value).endswith(".safetensors")]
-    return {**node(kind, **inputs), "properties": {"models": [model(folder, file)]}}
-
-
-def model(folder: str, file: str) -> dict[str, str]:
-    return {"name": file, "url": f"{URL[folder]}/{folder}/{file}", "directory": folder}
 
 
 CLIPS, PACK = "my_clips/", "antelopev2"
@@ -231,62 +267,21 @@ FILES = {
 FOLDERS = {
     **{"model": "diffusion_models", "high_noise": "diffusion_models", "vae": "vae"},
     **{"text_encoder": "text_encoders", "lightning": "loras", "high_lightning": "loras"},
+    **{
+        "unet_name": "diffusion_models",
+        "vae_name": "vae",
+        "clip_name": "text_encoders",
+        "lora_name": "loras",
+    },
 }
 WAN_22 = "https://huggingface.co/Comfy-Org/Wan_2.2_ComfyUI_Repackaged/resolve/main/split_files"
 WAN_21 = "https://huggingface.co/Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files"
 URL = {"diffusion_models": WAN_22, "vae": WAN_22, "loras": WAN_22, "text_encoders": WAN_21}
 
-POOLS = """## Build face pools
-
-Put clips of one person into input/my_clips, and an InsightFace pack into
-models/insightface/models/antelopev2.
-
-A pool is all faces of a clip. Look at **self_similarity**: 0.8 and more is one person, 0.2 to 0.35 are
-several people mixed. The second clip is followed by the first one's person; both pools are merged and
-kept in output/ipro/pools."""
-WAN_TEXT = """## Tune {model}
-
-Put clips into input/my_clips, clip.txt with its prompt beside clip.mp4, and a face pack into
-models/insightface/models/antelopev2.
-
-Each of the networks is opened in its turn: prompts, first frames, faces{boundary}, then tuning. What is
-made of clips once is kept in output/ipro/cache. Cancel whenever you like: queueing again goes on.
-
-Save LoRA writes to models/loras; press R to see it in the host's loaders{where}."""
-TINY_WORLD = """## The tiny world
-
-The whole pipeline on a CPU, in minutes, with what the pack brings: people of an embedded world, its
-face networks, its video model. Queue it: **Train** tunes a LoRA on 200 scenes and shows reward, KL and
-videos.
-
-Cancel whenever you like: queueing again goes on. Then people who were never tuned on are judged, base
-against tuned from the same noise, and a report is written to output/ipro."""
-GENERATING = """## Generate with the tuned LoRA
-
-ComfyUI's own graph for Wan 2.2 I2V-A14B with Lightning, and the LoRA that IPRO tuned, on the
-**low-noise** model.
-
-**Apply LoRA (exact, step range)** lays it beside the layers: right for fp8, int8 and GGUF, where adding
-it into the weights rounds most of it away. With bf16 or fp16 models the stock loader before it does as
-well: wake that and bypass the other (Ctrl+B).
-
-The experts change at step 3 of 8, noise level 0.9: where the low-noise one begins by its training, and
-where IPRO tunes it. Half of the steps each would give the other a step that it never learnt."""
-JUDGING = """## Base against tuned
-
-Clips of **other** people in input/other_people, each with a face in its first frame: who is judged on
-what was tuned on measures memory. 32 clips with 3 seeds are a fair test.
-
-Choose your run and, in the loader, a second face pack as the judge."""
-
-HIGH_NOISE = ", what the high-noise expert makes of each clip"
 WORKFLOWS: dict[str, tuple[Graph, str]] = {
     "1_build_face_pools": (face_pools(), POOLS),
-    "2_train_a14b": (
-        wan_training("14b"),
-        WAN_TEXT.format(model="Wan 2.2 I2V-A14B", boundary=HIGH_NOISE, where=" for the low-noise model"),
-    ),
-    "3_train_ti2v_5b": (wan_training("5b"), WAN_TEXT.format(model="Wan 2.2 TI2V-5B", boundary="", where="")),
+    "2_train_a14b": (stock_training(), STOCK),
+    "3_train_ti2v_5b": (wan_training("5b"), WAN_TEXT),
     "4_generate_with_lora": (generating(), GENERATING),
     "5_evaluate": (evaluation(), JUDGING),
     "6_tiny_world": (tiny_world(), TINY_WORLD),

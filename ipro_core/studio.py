@@ -1,8 +1,8 @@
 """What a job needs, opened one network at a time, and the videos made with it: commands and graphs share it.
 
-The embedded world (`tinyworld.open_tiny_world`) and real Wan (`wan_studio.open_wan`) are two ways to fill
-one `Studio`. Nothing in it is open: what is asked of clips is made stage by stage, each with only its own
-network in memory, and kept; training and sampling then open the video model and what judges its frames.
+The embedded world (`tinyworld.open_tiny_world`) and real Wan (`wan_studio.open_wan`, or a graph's own networks)
+are ways to fill one `Studio`. Nothing in it is open: what is asked of clips is made stage by stage, each with only
+its own network in memory, and kept; training and sampling then open the video model and what judges its frames.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,19 +21,18 @@ from .evaluation.compare import SceneVideos
 from .faces.detector import Detector
 from .faces.recognizer import Recognizer
 from .faces.tracks import face_box
-from .models.base import VideoCodec, watched
+from .models.base import AdaptedVideoModel, VideoCodec, VideoModel, watched
 from .models.condition import WanCondition, first_frame, wan_condition
 from .models.draft import DraftedVae
 from .models.taehv import DraftCodec
 from .models.vae import WanVae
-from .models.wan import WanVideoModel
 from .sampling.boundary import Start, boundary_stage
 from .sampling.flow import expert_switch, shifted_sigmas
 from .sampling.rollout import sample
 from .training.ipro import IproSettings, TrainingSample
 from .types import Framing
 
-Opened = TypeVar("Opened")
+Opened = TypeVar("Opened", covariant=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,9 +70,9 @@ class Studio:
     codec: Network[VideoCodec]
     faces: Network[tuple[Detector, Recognizer]]
     """Its identity is the detector's name, then the recogniser's."""
-    model: Network[WanVideoModel]
+    model: Network[AdaptedVideoModel]
     """What is tuned: of two experts the low-noise one."""
-    high_noise: Network[WanVideoModel] | None
+    high_noise: Network[VideoModel] | None
     """The frozen expert that samples the steps before `IproSettings.first_tuned_step`."""
     judge: Network[Recognizer] | None
     """Measures, never rewards."""
@@ -128,7 +127,7 @@ class Studio:
         """The same, but before every pass of a video model `look` is called, and may raise: a way out within
         one sampling step."""
 
-        def watch(network: Network[WanVideoModel]) -> Network[WanVideoModel]:
+        def watch(network: Network[Any]) -> Network[Any]:
             return replace(network, open=lambda: watched(network.open(), look))
 
         high = self.high_noise and watch(self.high_noise)
@@ -240,7 +239,7 @@ class Samples(Sequence[TrainingSample]):
 class Sampler:
     """Videos by an open model, of prepared scenes."""
 
-    def __init__(self, studio: Studio, model: WanVideoModel, codec: VideoCodec, settings: IproSettings):
+    def __init__(self, studio: Studio, model: VideoModel, codec: VideoCodec, settings: IproSettings):
         """settings: the schedule, and from which step the adapter is on."""
         self.studio, self.model, self.codec, self.settings = studio, model, codec, settings
         self.sigmas = shifted_sigmas(settings.steps, settings.shift)

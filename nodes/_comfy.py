@@ -158,6 +158,19 @@ def model_file(kind: str, name: str) -> str:
     return "" if name == NONE else str(folder_paths.get_full_path_or_raise(kind, name))
 
 
+def file_above(prompt: Mapping[str, Any] | None, node: str, socket: str) -> str:
+    """The name of the file that a link's loader has chosen, as the graph that is queued tells; "" if it does
+    not: a MODEL does not know its file."""
+    link = (prompt or {}).get(node, {}).get("inputs", {}).get(socket)
+    while isinstance(link, list) and link[0] in (prompt or {}):
+        inputs = (prompt or {})[link[0]]["inputs"]
+        named = [value for name, value in inputs.items() if name in ("unet_name", "ckpt_name", "model_name")]
+        if named and isinstance(named[0], str):
+            return named[0]
+        link = inputs.get("model")
+    return ""
+
+
 class Temporary(NamedTuple):
     """A file that the page may look at, and the host removes."""
 

@@ -23,10 +23,11 @@ from comfy.patcher_extension import PatcherInjection, WrappersMP
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from ..ipro_core.models.lora import import_lora
+from ..ipro_core.files import fingerprint
+from ..ipro_core.models.lora import import_lora, lora_tensors
 from ..ipro_core.models.lora_keys import LowRank
 
-_numbers = count()
+KEY, _numbers = "ipro_lora_", count()
 _on: dict[str, bool] = {}
 """Whether each LoRA that lies on a MODEL is on in the pass that runs, or ran last."""
 
@@ -126,7 +127,7 @@ def apply_lora(patcher: Any, path: Path, strength: float, steps: StepRange) -> A
 
 def with_layers(patcher: Any, layers: Mapping[str, LowRank], strength: float, steps: StepRange) -> Any:
     """`apply_lora` of an adapter that is in memory."""
-    clone, key, held = patcher.clone(), f"ipro_{next(_numbers)}", list[Any]()
+    clone, key, held = patcher.clone(), f"{KEY}{next(_numbers):09d}", list[Any]()
 
     def inject(patcher: Any) -> None:
         with torch.inference_mode(False):  # a training may go through it
@@ -150,6 +151,8 @@ def with_layers(patcher: Any, layers: Mapping[str, LowRank], strength: float, st
         _on[key] = steps.holds(float(sigma.max()), executor.class_obj.model_sampling)
         return executor(x, sigma, *args, **keywords)
 
+    # For whoever asks what lies on the MODEL: injections do not tell.
+    clone.model_options[key] = [fingerprint(lora_tensors(layers)), strength, *steps]
     clone.set_injections(key, [PatcherInjection(inject=inject, eject=eject)])
     clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, key, in_range)
     return clone

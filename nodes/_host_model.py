@@ -4,7 +4,8 @@ The network runs as the host runs it, by the host's own `sampling_function`: eve
 wrapper and offload that a graph has put on the MODEL works, and with our adapter off the sampler's steps are
 KSampler's bit for bit (adopting the weights into the core's network differs by 5e-6, and takes floats alone).
 A pass with a gradient keeps each block's input and runs the block again (torch's checkpoint). The VAE is
-adopted, by renaming: there the core's `pullback` saves hundreds of gigabytes, and weights are always floats.
+adopted, by renaming (`_host_studio`): there the core's `pullback` saves hundreds of gigabytes, and weights
+are always floats.
 
 The host keeps its weights as inference tensors, which autograd refuses. While a block runs, tensors on the
 same memory stand in their place; then the very tensors of before are back, so that the host may move its
@@ -16,9 +17,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+import comfy.conds
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sampler_helpers
@@ -28,65 +29,24 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.utils.checkpoint import checkpoint
 
+from ..ipro_core.models.condition import WanCondition
 from ..ipro_core.models.lora_keys import LowRank
-from ..ipro_core.models.vae import WanVae, adopt_vae
 from ..ipro_core.models.wan import TARGETS
 from ._exact_lora import HostLayers, as_it_was, hooked, now
-from ._host_switches import attention_with_backward, differentiable, plain, plain_tensor, without_dynamic
+from ._host_switches import attention_with_backward, cannot_tune, differentiable, plain, without_dynamic
 
-
-@dataclass(frozen=True, eq=False)
-class HostCondition:
-    """What the graph's CONDITIONING and LATENT tell the model, of x's batch size; in the VAE's own units."""
-
-    text_BLD: Tensor
-    image_BCTHW: Tensor | None = None
-    """I2V-A14B: `concat_latent_image`, and where it is not known:"""
-    mask_B1THW: Tensor | None = None
-    clip_BLD: Tensor | None = None
-    """Wan 2.1 image-to-video: CLIP's embedding of the first frame."""
-    known_BCTHW: Tensor | None = None
-    """TI2V-5B: the LATENT's samples, which are kept where its noise mask is 0:"""
-    free_B1THW: Tensor | None = None
-
-
-def condition_of(conditioning: Any, latent: Mapping[str, Any]) -> HostCondition:
-    """Copies of what WanImageToVideo or Wan22ImageToVideoLatent made, to which gradients may be related.
-
-    Raises:
-        ValueError: the conditioning is more than one prompt with a first frame.
-    """
-    told = conditioning[0][1]
-    known = {"pooled_output", "attention_mask", "concat_latent_image", "concat_mask", "clip_vision_output"}
-    more = sorted(key for key in told.keys() - known if told[key] is not None)
-    if len(conditioning) != 1 or more:
-        found = f"{len(conditioning)} prompts" if len(conditioning) > 1 else ", ".join(more)
-        raise ValueError(
-            f"IPRO trains on one prompt and a first frame, and this conditioning has {found}: connect "
-            "WanImageToVideo, or the prompt itself."
-        )
-    clip, mask = told.get("clip_vision_output"), latent.get("noise_mask")
-    return HostCondition(
-        ours(conditioning[0][0]),
-        ours(told.get("concat_latent_image")),
-        ours(told.get("concat_mask")),
-        None if clip is None else ours(clip.penultimate_hidden_states),
-        None if mask is None else ours(latent["samples"]),
-        ours(mask),
-    )
-
-
-def ours(tensor: Any) -> Any:
-    """A copy that is no inference tensor."""
-    with torch.inference_mode(False):
-        return None if tensor is None else tensor.clone()
+TOLD = {"pooled_output", "attention_mask", "concat_latent_image", "concat_mask", "clip_vision_output"}
+"""What a CONDITIONING may hold."""
 
 
 class HostModel(HostLayers):
     """`VideoModel`: x and v are in the units the network works in, as in the host's samplers."""
 
-    def __init__(self, patcher: Any):
+    def __init__(self, patcher: Any, room: int = 0):
         """
+        Args:
+            room: bytes of the device that stay free between passes, for the decoder.
+
         Raises:
             ValueError: the MODEL is not Wan's, or its loader streams weights and cannot do otherwise.
         """
@@ -94,19 +54,60 @@ class HostModel(HostLayers):
             self.patcher = without_dynamic(patcher)
         super().__init__(self.patcher)
         self.device: torch.device = self.patcher.load_device
+        self._room, self._most = room, 0.0
         self._shape = torch.Size()  # of the last x
 
     @property
     def latent_format(self) -> Any:
         return self.patcher.model.latent_format
 
-    def velocity(self, x_BCTHW: Tensor, sigma: float, condition: HostCondition) -> Tensor:
+    def velocity(self, x_BCTHW: Tensor, sigma: float, condition: WanCondition) -> Tensor:
         """v_θ(x, t)."""
         return self._velocity(x_BCTHW, sigma, condition, self.layers)
 
-    def frozen_velocity(self, x_BCTHW: Tensor, sigma: float, condition: HostCondition) -> Tensor:
+    def frozen_velocity(self, x_BCTHW: Tensor, sigma: float, condition: WanCondition) -> Tensor:
         """v_ref(x, t): what the graph has laid on the MODEL is part of it, our adapter is not."""
         return self._velocity(x_BCTHW, sigma, condition, {})
+
+    @torch.no_grad()
+    def condition(self, conditioning: Any, latent: Mapping[str, Any]) -> WanCondition:
+        """A copy of what WanImageToVideo or Wan22ImageToVideoLatent made, as the host's samplers encode it.
+
+        Raises:
+            ValueError: it is more than one prompt with a first frame.
+        """
+        told = conditioning[0][1]
+        more = sorted(key for key in told.keys() - TOLD if told[key] is not None)
+        if len(conditioning) != 1 or more:
+            found = f"{len(conditioning)} prompts" if len(conditioning) > 1 else ", ".join(more)
+            raise ValueError(
+                f"IPRO trains on one prompt and a first frame, and this conditioning has {found}: connect "
+                "WanImageToVideo, or the prompt itself."
+            )
+        with torch.inference_mode(False):
+            text_BLD, told = (
+                conditioning[0][0].clone(),
+                {name: _copied(value) for name, value in told.items()},
+            )
+            x = torch.zeros(latent["samples"].shape, device=self.device)
+            encoded = self._encoded(text_BLD, told, x, None)["positive"][0]["model_conds"]
+            image, clip = encoded.get("c_concat"), encoded.get("clip_fea")
+            return WanCondition(
+                text_BLD, image and image.cond, clip and clip.cond.clone(), self._first(latent, x.shape)
+            )
+
+    def _first(self, latent: Mapping[str, Any], shape: torch.Size) -> Tensor | None:
+        """TI2V-5B: the first frame's latents in a LATENT that has a noise mask."""
+        if latent.get("noise_mask") is None:
+            return None
+        free = comfy.sampler_helpers.prepare_mask(latent["noise_mask"].clone(), shape, self.device)
+        if type(self.patcher.model).__name__ != "WAN22" or not torch.equal(free, _free(free)):
+            raise ValueError(
+                "This LATENT has a noise mask, which only TI2V-5B takes, and of one frame alone: connect "
+                "Wan22ImageToVideoLatent with one image, or for other models WanImageToVideo."
+            )
+        known = latent["samples"].to(self.device, torch.float32, copy=True)
+        return self.patcher.model.process_latent_in(known)[:, :, :1].clone()
 
     def adapter_parameters(self) -> dict[str, Parameter]:
         """By ComfyUI's name without its prefix: `blocks.0.self_attn.q.lora_A.weight`."""
@@ -138,7 +139,11 @@ class HostModel(HostLayers):
             }
 
     def new_adapter(self, rank: int = 32, alpha: float | None = None, *, seed: int = 0) -> None:
-        """A fresh adapter on `TARGETS`, the same as WanVideoModel's: up = 0, so that v_θ begins as v_ref."""
+        """A fresh adapter on `TARGETS`, the same as WanVideoModel's: up = 0, so that v_θ begins as v_ref.
+
+        Raises:
+            ValueError: no gradient comes back from a pass.
+        """
         generator = torch.Generator().manual_seed(seed)
         layers = {}
         for name, module in self.linears.items():
@@ -147,9 +152,28 @@ class HostModel(HostLayers):
                 up_OR = torch.zeros(module.out_features, rank)
                 layers[name] = LowRank(down_RI / module.in_features**0.5, up_OR, float(alpha or rank))
         self.place_adapter(layers)
+        self._try_gradient()
+
+    def _try_gradient(self) -> None:
+        """One pass of one token, forwards and backwards."""
+        network, weights = self.network, list(self.adapter_parameters().values())
+        with torch.inference_mode(False), torch.enable_grad():
+            x = torch.zeros(1, network.out_dim, 1, 2, 2, device=self.device, requires_grad=True)
+            image = x.new_zeros(1, network.in_dim - network.out_dim, 1, 2, 2)
+            text = x.new_zeros(1, 1, network.text_dim)
+            clip = x.new_zeros(1, 257, 1280) if network.model_type == "i2v" else None
+            condition = WanCondition(text, image if image.shape[1] else None, clip)
+            try:
+                grads = torch.autograd.grad(self.velocity(x, 0.5, condition).sum(), [x, *weights])
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as reason:  # what has no backward says so in many ways
+                raise ValueError(cannot_tune(str(reason).splitlines()[0])) from reason
+        if not all(bool(grad.isfinite().all()) for grad in grads):
+            raise ValueError(cannot_tune("its gradient is no number"))
 
     def _velocity(
-        self, x_BCTHW: Tensor, sigma: float, condition: HostCondition, layers: Mapping[str, LowRank]
+        self, x_BCTHW: Tensor, sigma: float, condition: WanCondition, layers: Mapping[str, LowRank]
     ) -> Tensor:
         """KSampler's Euler step asks the model so (KSamplerX0Inpaint, to_d), operation for operation."""
         comfy.model_management.throw_exception_if_processing_interrupted()
@@ -158,9 +182,11 @@ class HostModel(HostLayers):
         base, patcher = self.patcher.model, self.patcher
         x = x_BCTHW.to(self.device, torch.float32)
         sigma_B = torch.full((len(x),), sigma, device=x.device)
-        known, free = self._known(condition, x)
-        given, options = self._given(condition, x, known, free)
-        x_in = x if free is None else x * free + known * (1.0 - free)
+        x_in, free, kept = x, None, torch.zeros_like(x)
+        if condition.first_BC1HW is not None:
+            free, kept[:, :, :1] = _free(x), condition.first_BC1HW
+            x_in = x * free + kept
+        given, options = self._given(condition, x, free)
         patcher.pre_run()
         try:
             with self._running(layers):
@@ -168,53 +194,42 @@ class HostModel(HostLayers):
         finally:
             patcher.cleanup()
         if free is not None:
-            denoised = denoised * free + known * (1.0 - free)
+            denoised = denoised * free + kept
         return ((x - denoised) / sigma_B[:1].view(1, 1, 1, 1, 1)).to(x_BCTHW)
 
     @torch.no_grad()
-    def _known(self, condition: HostCondition, x: Tensor) -> tuple[Any, Any]:
-        """The latents that are kept, in the network's units, and the mask of the others."""
-        if condition.free_B1THW is None or condition.known_BCTHW is None:
-            return None, None
-        if type(self.patcher.model).__name__ != "WAN22":
-            raise ValueError(
-                "This LATENT has a noise mask, which only TI2V-5B takes (Wan22ImageToVideoLatent): connect "
-                "WanImageToVideo's."
-            )
-        known = condition.known_BCTHW.to(x)
-        if torch.count_nonzero(known) > 0:  # as the host does not shift an empty latent
-            known = self.patcher.model.process_latent_in(known)
-        return known, comfy.sampler_helpers.prepare_mask(condition.free_B1THW, x.shape, x.device)
-
-    @torch.no_grad()
-    def _given(
-        self, condition: HostCondition, x: Tensor, known: Any, free: Any
-    ) -> tuple[Any, dict[str, Any]]:
-        """The conditioning as the host encodes it for one run of a sampler, and the model's options."""
-        told = {
-            "concat_latent_image": condition.image_BCTHW,
-            "concat_mask": condition.mask_B1THW,
-            "clip_vision_output": None if condition.clip_BLD is None else _ClipVision(condition.clip_BLD),
-        }
-        told = {key: value for key, value in told.items() if value is not None}
-        conds = {"positive": comfy.sampler_helpers.convert_cond([[condition.text_BLD, told]])}
+    def _given(self, condition: WanCondition, x: Tensor, free: Any) -> tuple[Any, dict[str, Any]]:
+        """The condition as the host has it in one run of a sampler, and the model's options."""
+        clip = condition.clip_BLD
+        told = {} if clip is None else {"clip_vision_output": _ClipVision(clip)}
         options = comfy.model_patcher.create_model_options_clone(self.patcher.model_options)
         transformer = options.setdefault("transformer_options", {})
         transformer.setdefault("optimized_attention_override", attention_with_backward)
-        comfy.sampler_helpers.prepare_model_patcher(self.patcher, conds, options)
-        blank = torch.zeros_like(x) if known is None else known
-        conds = comfy.samplers.process_conds(self.patcher.model, x, conds, self.device, blank, free)
+        conds = self._encoded(condition.text_BLD, told, x, free, options)
+        if condition.image_BCTHW is not None:
+            image = comfy.conds.CONDNoiseShape(condition.image_BCTHW.to(x))
+            conds["positive"][0]["model_conds"]["c_concat"] = image
         return conds["positive"], options
 
+    def _encoded(
+        self, text_BLD: Tensor, told: dict[str, Any], x: Tensor, free: Any, options: Any = None
+    ) -> dict[str, Any]:
+        conds = {"positive": comfy.sampler_helpers.convert_cond([[text_BLD, told]])}
+        if options is not None:
+            comfy.sampler_helpers.prepare_model_patcher(self.patcher, conds, options)
+        blank = torch.zeros_like(x)
+        return comfy.samplers.process_conds(self.patcher.model, x, conds, self.device, blank, free)
+
     def _load(self, shape: torch.Size) -> None:
-        memory = self._memory(shape)
+        # The most that was ever asked for: else weights would come and go between rollout and gradient.
+        self._most = max(self._most, self._memory(shape))
         with torch.inference_mode():
-            comfy.model_management.load_models_gpu([self.patcher], memory_required=memory)
+            comfy.model_management.load_models_gpu([self.patcher], memory_required=self._most)
 
     def _memory(self, shape: torch.Size) -> float:
-        """Bytes beside the weights: what the host counts for a pass, and with a gradient all blocks' inputs
-        and one block's graph (about 16 states of the model's width and 4 of the feed-forward's)."""
-        passes = self.patcher.model.memory_required(list(shape))
+        """Bytes beside the weights: what the host counts for a pass, or the decoder's; with a gradient also
+        all blocks' inputs and one block's graph (16 states of the model's width, 4 of the feed-forward's)."""
+        passes = max(self.patcher.model.memory_required(list(shape)), self._room)
         if not torch.is_grad_enabled():
             return passes
         tokens = shape[0] * shape[2] * shape[3] * shape[4] / 4
@@ -266,20 +281,17 @@ def _of_block(layers: Mapping[str, LowRank], index: int) -> dict[str, LowRank]:
     return {name.removeprefix(prefix): layer for name, layer in layers.items() if name.startswith(prefix)}
 
 
+def _free(like: Tensor) -> Tensor:
+    """1 for what is made, 0 for the first frame, which is kept."""
+    free = torch.ones_like(like)
+    free[:, :, 0] = 0
+    return free
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
 @dataclass(frozen=True)
 class _ClipVision:
     penultimate_hidden_states: Tensor
-
-
-def codec_of(vae: Any) -> WanVae:
-    """`VideoCodec` on the host VAE's weights, where the host would run it.
-
-    Raises:
-        ValueError: it is not one of Wan's.
-    """
-    with torch.inference_mode():
-        comfy.model_management.load_models_gpu([vae.patcher])
-    with torch.inference_mode(False):
-        tensors = {name: plain_tensor(tensor) if tensor.is_inference() else tensor
-                   for name, tensor in vae.first_stage_model.state_dict().items()}  # fmt: skip
-        return adopt_vae(tensors, Path(type(vae.first_stage_model).__name__), vae.device, vae.vae_dtype)

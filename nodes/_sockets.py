@@ -21,7 +21,8 @@ from ..ipro_core.tinyworld.scenes import tiny_scenes
 from ..ipro_core.training.ipro import IproSettings, TrainingSample
 from ..ipro_core.training.presets import PRESETS, Preset
 from ..ipro_core.types import FacePool, Framing
-from ..ipro_core.wan_studio import DeviceSettings, Tuning, WanFiles, open_wan
+from ..ipro_core.wan_job import WanFiles
+from ..ipro_core.wan_studio import DeviceSettings, Tuning, open_wan
 
 CLIPS = io.Custom("IPRO_CLIPS")
 DATASET = io.Custom("IPRO_DATASET")
@@ -73,8 +74,11 @@ class ClipChoice:
 class StillScene(ShownScene):
     """An input image without a clip; whose face it is to be, a pool says."""
 
+    given_CHW: Tensor
+    """As large as it was."""
+
     def pieces(self) -> Iterator[Tensor]:
-        yield self.frames_TCHW[:1]
+        yield self.given_CHW[None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +96,11 @@ class StillChoice:
 
     def scenes(self, studio: Studio) -> list[Scene]:
         firsts, length = fit(self.images_NCHW, studio.framing), studio.framing.frames
-        return [StillScene(f"image {n}", "", one.expand(length, -1, -1, -1)) for n, one in enumerate(firsts)]
+        shown = [one.expand(length, -1, -1, -1) for one in firsts]
+        return [
+            StillScene(f"image {n}", "", frames_TCHW, given_CHW)
+            for n, (frames_TCHW, given_CHW) in enumerate(zip(shown, self.images_NCHW, strict=True))
+        ]
 
     def name(self, studio: Studio) -> str:
         return fingerprint({"images": self.images_NCHW})

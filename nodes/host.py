@@ -13,7 +13,7 @@ from comfy_api.latest import io, ui
 from ..ipro_core.models.lora import import_lora
 from . import _comfy
 from ._exact_lora import StepRange, apply_lora
-from ._host_model import HostCondition, HostModel, condition_of
+from ._host_model import HostModel
 
 CATEGORY = "4 Models"
 
@@ -101,7 +101,7 @@ class RoundTripCheck(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, lora_name: str, positive: Any, latent: Any) -> io.NodeOutput:
-        trip = round_trip(model, _lora_file(lora_name), condition_of(positive, latent), latent)
+        trip = round_trip(model, _lora_file(lora_name), positive, latent)
         report = trip.told()
         return io.NodeOutput(report, trip.stock_error, trip.exact_error, ui=ui.PreviewText(report))
 
@@ -130,9 +130,10 @@ class RoundTrip(NamedTuple):
 
 
 @torch.no_grad()
-def round_trip(patcher: Any, path: Path, condition: HostCondition, latent: Mapping[str, Any]) -> RoundTrip:
+def round_trip(patcher: Any, path: Path, positive: Any, latent: Mapping[str, Any]) -> RoundTrip:
     """One pass in the middle of the schedule, by the trainer's model, the host's loader and Apply LoRA."""
     trainer = HostModel(patcher)
+    condition = trainer.condition(positive, latent)
     import_lora(path, trainer)
     stock, names = patcher.clone(), comfy.lora.model_lora_keys_unet(patcher.model, {})
     tensors = comfy.lora_convert.convert_lora(comfy.utils.load_torch_file(str(path), safe_load=True))

@@ -12,8 +12,10 @@ from ..ipro_core.doctor import JOBS, SIZES, diagnose
 from ..ipro_core.faces.packs import find_pack
 from ..ipro_core.studio import Network
 from ..ipro_core.types import Framing
-from ..ipro_core.wan_studio import DeviceSettings, WanFiles
+from ..ipro_core.wan_job import WanFiles
+from ..ipro_core.wan_studio import DeviceSettings
 from . import _comfy
+from ._host_studio import HostModelChoice
 from ._sockets import MODEL, Text, TinyWorldModel, WanModel
 from ._widgets import settings_of, widgets
 
@@ -79,12 +81,72 @@ class LoadWanExpert(io.ComfyNode):
     @_comfy.working("choose other files.")
     def execute(cls, judge: str, **given: Any) -> io.NodeOutput:
         files = {name: _comfy.model_file(folder, given[name]) for name, folder in FOLDERS.items()}
-        files["judge"] = "" if judge == _comfy.NONE else str(find_pack(Path(judge).name, _comfy.face_roots()))
-        files["cache"] = str(_comfy.output_folder() / "ipro" / "cache")
+        files |= {"judge": _judge_file(judge), "cache": _cache()}
         wan = WanModel(WanFiles(**files), settings_of(Framing, given), settings_of(DeviceSettings, given))
         # Files that do not go together are told here; only headers are read.
         wan.open_studio(None, text=None if files["text_encoder"] else NO_TEXT)
         return io.NodeOutput(wan)
+
+
+class UseComfyUIModel(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        helps = {declared.name: declared.metadata["help"] for declared in fields(WanFiles)}
+        drafts = [_comfy.NONE, *_comfy.model_files(FOLDERS["draft"])]
+        return _comfy.schema(
+            "UseComfyUIModel",
+            "Use ComfyUI Model",
+            CATEGORY,
+            "Tune what the graph has loaded, as the official Wan 2.2 template wires it to its samplers: of "
+            "any type, with all that lies on it (Lightning, …). The MODEL itself is not changed.",
+            inputs=[
+                io.Model.Input(
+                    "model", tooltip="What is tuned: I2V-A14B's low-noise expert, TI2V-5B or text-to-video."
+                ),
+                io.Vae.Input("vae", tooltip="wan_2.1_vae for A14B, wan2.2_vae for TI2V-5B."),
+                io.Model.Input(
+                    "high_noise",
+                    optional=True,
+                    tooltip="I2V-A14B's high-noise expert: it samples the first steps and stays as it is.",
+                ),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="umt5_xxl, for clips' prompts and Sample Video; Dataset from Image has its own.",
+                ),
+                io.Combo.Input("draft", options=drafts, tooltip=f"{helps['draft']} In models/vae_approx."),
+                *_judge(),
+                *widgets(Framing),
+            ],
+            outputs=[MODEL.Output(display_name="video_model", tooltip="For Train and Sample Video.")],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
+        )
+
+    @classmethod
+    @_comfy.working("close other programs that use the GPU.")
+    def execute(
+        cls,
+        model: Any,
+        vae: Any,
+        draft: str,
+        judge: str,
+        high_noise: Any = None,
+        clip: Any = None,
+        **given: Any,
+    ) -> io.NodeOutput:
+        names = {
+            socket: _comfy.file_above(cls.hidden.prompt, cls.hidden.unique_id, socket)
+            for socket in ("model", "high_noise")
+        }
+        others = WanFiles(
+            **names,
+            draft=_comfy.model_file(FOLDERS["draft"], draft),
+            judge=_judge_file(judge),
+            cache=_cache(),
+        )
+        chosen = HostModelChoice(model, vae, clip, high_noise, settings_of(Framing, given), others)
+        chosen.open_studio(None, text=None if clip else NO_TEXT)  # what does not go together is told here
+        return io.NodeOutput(chosen)
 
 
 class CheckSetup(io.ComfyNode):
@@ -125,4 +187,12 @@ def _judge() -> list[Any]:
     return [io.Combo.Input("judge", options=[_comfy.NONE, *packs], tooltip=help)]
 
 
-NODES = [CheckSetup, LoadTinyWorld, LoadWanExpert]
+def _judge_file(name: str) -> str:
+    return "" if name == _comfy.NONE else str(find_pack(Path(name).name, _comfy.face_roots()))
+
+
+def _cache() -> str:
+    return str(_comfy.output_folder() / "ipro" / "cache")
+
+
+NODES = [CheckSetup, LoadTinyWorld, LoadWanExpert, UseComfyUIModel]

@@ -11,7 +11,7 @@ from ..ipro_core.sampling.flow import expert_switch, shifted_sigmas
 from ..ipro_core.studio import Sampler
 from ..ipro_core.training.ipro import IproSettings
 from ..ipro_core.training.presets import Preset
-from ..ipro_core.wan_studio import BOUNDARY
+from ..ipro_core.wan_job import BOUNDARY
 from . import _comfy
 from ._sockets import (
     DATASET,

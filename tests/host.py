@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -33,32 +34,6 @@ class Watch:
 sys.meta_path.insert(0, Watch())
 """
 """Runs before all packs are loaded: the host itself may import some of these."""
-
-
-NODES = """
-import torch
-
-class Words:
-    INPUT_TYPES = classmethod(lambda cls: {"required": {}})
-    RETURN_TYPES, FUNCTION, CATEGORY = ("CONDITIONING",), "make", "test"
-
-    def make(self):
-        return ([[torch.zeros(1, 8, 4096), {}]],)
-
-class TooLarge(Words):
-    RETURN_TYPES = ("VIDEO", "IPRO_MODEL")
-
-    def make(self):
-        return (self, self)
-
-    def get_components(self, *_, **__):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-
-    open_studio = get_components
-
-NODE_CLASS_MAPPINGS = {"TestConditioning": Words, "TestTooLarge": TooLarge}
-"""
-"""Stand for CLIP Text Encode, whose network nobody has here, and for what no memory holds."""
 
 
 def find_host() -> Path | None:
@@ -91,7 +66,7 @@ class Host:
         watch = self.base / "custom_nodes" / "watch"
         watch.mkdir(exist_ok=True)
         (watch / "prestartup_script.py").write_text(WATCH)
-        (watch / "__init__.py").write_text(NODES)
+        shutil.copy(PACK / "tests" / "host_pack.py", watch / "__init__.py")
         # One thread, because networks this small only wait for each other's; bytecode as every user has it.
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         environment |= {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}

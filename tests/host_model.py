@@ -43,6 +43,7 @@ spec = importlib.util.spec_from_file_location(
 sys.modules["pack"] = importlib.util.module_from_spec(spec)
 switches = importlib.import_module("pack.nodes._host_switches")
 host_model = importlib.import_module("pack.nodes._host_model")
+host_studio = importlib.import_module("pack.nodes._host_studio")
 exact_lora = importlib.import_module("pack.nodes._exact_lora")
 lora = importlib.import_module("pack.ipro_core.models.lora")
 keys = importlib.import_module("pack.ipro_core.models.lora_keys")
@@ -98,7 +99,7 @@ def ksampler(patcher, conditioning, latent):
 def our_sampler(model, conditioning, latent, *, frozen=False):
     noise = comfy.sample.prepare_noise(latent["samples"], SEED)
     sigmas = flow.shifted_sigmas(STEPS, SHIFT)
-    condition = host_model.condition_of(conditioning, latent)
+    condition = model.condition(conditioning, latent)
     x = rollout.sample(model, noise, condition, sigmas, frozen=frozen)
     return model.patcher.model.process_latent_out(x.float()).cpu()
 
@@ -153,7 +154,7 @@ def train(patcher, conditioning, latent):
     with torch.inference_mode(False):
         model = host_model.HostModel(patcher)
         filled(model)
-        condition = host_model.condition_of(conditioning, latent)
+        condition = model.condition(conditioning, latent)
         x, sigmas = draw(*latent["samples"].shape, seed=4), flow.shifted_sigmas(STEPS, SHIFT)[5:]
         more = {"grad_steps": 2, "kept_passes": 1, "kl_through": "exact"}
         gradient.reward_gradient(model, Codec(), score, x, condition, sigmas, **more)
@@ -172,9 +173,22 @@ def train(patcher, conditioning, latent):
         plain = {name: tensor.grad for name, tensor in model.adapter_parameters().items()}
         both = [torch.cat([grad.flatten() for grad in grads.values()]) for grads in (ours, plain)]
         reached = sum(bool(grad.any()) for grad in ours.values())
-        return {"reached": reached, "tensors": len(ours), "gradient": distance(*both)} | finite(
-            model, x, condition
-        )
+        figures = {"reached": reached, "tensors": len(ours), "gradient": distance(*both)}
+        if "fp32" in path.name:
+            figures |= by_the_core(
+                model, condition, draw(*latent["samples"].shape, seed=4), sigmas, more, ours
+            )
+        return figures | finite(model, x, condition)
+
+
+def by_the_core(model, condition, x, sigmas, how, ours):
+    """The same gradient by the core's own network on the same file."""
+    core = importlib.import_module("pack.ipro_core.models.wan").load_video_model(path)
+    core.place_adapter(model.adapter())
+    gradient.reward_gradient(core, Codec(), score, x, condition, sigmas, **how)
+    theirs = {name: tensor.grad for name, tensor in core.adapter_parameters().items()}
+    together = [torch.cat([grads[name].flatten() for name in sorted(ours)]) for grads in (ours, theirs)]
+    return {"core": distance(*together), "core_names": ours.keys() == theirs.keys()}
 
 
 def by_autograd(model):
@@ -192,14 +206,17 @@ def by_autograd(model):
         module.weight = weight + scale * layer.up_OR @ layer.down_RI
 
     def run(base, x, sigma, condition):
-        known, free = model._known(condition, x)
-        given, options = model._given(condition, x, known, free)
-        x_in = x if free is None else x * free + known * (1 - free)
+        x_in, free, first = x, None, condition.first_BC1HW
+        if first is not None:
+            free = torch.ones_like(x)
+            free[:, :, 0] = 0
+            x_in = torch.cat([first, x[:, :, 1:]], dim=2)
+        given, options = model._given(condition, x, free)
         with switches.differentiable():
             x_0 = comfy.samplers.sampling_function(
                 base.model, x_in, torch.full((1,), sigma), None, given, 1.0, options
             )
-        x_0 = x_0 if free is None else x_0 * free + known * (1 - free)
+        x_0 = x_0 if first is None else torch.cat([first, x_0[:, :, 1:]], dim=2)
         return (x - x_0) / sigma
 
     for base in bases:  # as a guider prepares them
@@ -273,7 +290,7 @@ def loras(patcher, conditioning, latent):
     }
     # Steps 6 and 7 of our own sampler, the others without.
     noise, sigmas = comfy.sample.prepare_noise(latent["samples"], SEED), flow.shifted_sigmas(STEPS, SHIFT)
-    condition = host_model.condition_of(conditioning, latent)
+    condition = model.condition(conditioning, latent)
     x = rollout.sample(model, noise, condition, sigmas[:7], frozen=True)
     x = rollout.sample(model, x, condition, sigmas[6:])
     split = patcher.model.process_latent_out(x.float())
@@ -290,6 +307,41 @@ def loras(patcher, conditioning, latent):
         "stock": ((results["stock"] - trained).norm() / effect).item(),
         "again": (again - base).abs().max().item(),
     }
+
+
+def identities(patcher, conditioning, latent):
+    """What tells the MODEL: as it is, with LoRAs merged and loaded, let go again, laid beside; and in numbers
+    how much of the network was read."""
+    tell = importlib.import_module("pack.nodes._host_identity").identity
+    model = host_model.HostModel(patcher)
+    filled(model)
+    file = path.with_suffix(".lora.safetensors")
+    lora.write_lora(model.adapter(), file, {})
+    told = {"base": tell(patcher)}
+
+    def with_stock(strength):
+        tensors = comfy.utils.load_torch_file(str(file))
+        return comfy.sd.load_lora_for_models(patcher, None, tensors, strength, 0)[0]
+
+    stock, whole = with_stock(1.0), exact_lora.StepRange(0, STEPS, STEPS)
+    told["stock"], told["stock again"], told["half"] = map(tell, (stock, with_stock(1.0), with_stock(0.5)))
+    ksampler(stock, conditioning, latent)
+    told["stock loaded"], told["base while stock is loaded"] = tell(stock), tell(patcher)
+    ksampler(patcher, conditioning, latent)
+    told["base loaded"] = tell(patcher)
+    beside = [exact_lora.apply_lora(patcher, file, 1.0, whole) for _ in range(2)]
+    told["beside"], told["beside again"] = map(tell, beside)
+    told["beside, late"] = tell(exact_lora.apply_lora(patcher, file, 1.0, exact_lora.StepRange(6, 8, STEPS)))
+    unshifted = patcher.clone()
+    del unshifted.object_patches["model_sampling"]
+    told["unshifted"] = tell(unshifted)
+    with torch.inference_mode(False):
+        weight = patcher.model.diffusion_model.blocks[1].ffn[0].weight
+        plain = switches.plain_tensor(weight)
+        plain = plain._qdata if hasattr(plain, "_qdata") else plain
+        plain.view(torch.uint8).flatten()[0] ^= 1
+    told["other weights"] = tell(patcher)
+    return told
 
 
 def nodes(patcher, conditioning, latent):
@@ -337,10 +389,10 @@ def codec(patcher, conditioning, latent):
     vae = SimpleNamespace(
         first_stage_model=narrow, patcher=ModelPatcher(narrow, cpu, cpu), device=cpu, vae_dtype=torch.float64
     )
-    ours = host_model.codec_of(vae)
+    ours = host_studio.codec_of(vae)
     with torch.inference_mode(False):
         format, z = comfy.latent_formats.Wan21(), draw(1, 16, 2, 4, 4, seed=1).double()
-    with torch.inference_mode(False), switches.differentiable(), host_model.plain(vae.first_stage_model):
+    with torch.inference_mode(False), switches.differentiable(), switches.plain(vae.first_stage_model):
         latents = z.clone().requires_grad_()
         mean, std = vae_files.statistics(16, latents)  # the host's own are float32
         raw = latents * std + mean
@@ -361,7 +413,7 @@ def codec(patcher, conditioning, latent):
 
 
 logging.disable(logging.WARNING)
-tasks = {"parity": parity, "loras": loras, "nodes": nodes, "codec": codec}
+tasks = {"parity": parity, "loras": loras, "nodes": nodes, "codec": codec, "identities": identities}
 with torch.inference_mode():
     for network, task in zip(jobs[::2], jobs[1::2], strict=True):
         path = Path(network)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from graphs import read, to_api
 from host import PACK
+from wan_graphs import forgotten, only
 
 pytestmark = pytest.mark.host
 
@@ -28,17 +29,6 @@ def tiny_graph(facts, **changed):
             inputs["count"] = 4
         inputs |= {name: value for name, value in {**SMALL, **changed}.items() if name in inputs}
     return prompt
-
-
-def only(prompt, kind):
-    """The graph that leads to the one node of a kind, and its id."""
-    (wanted,) = [name for name, node in prompt.items() if node["class_type"] == kind]
-    kept, ahead = {}, [wanted]
-    while ahead:
-        name = ahead.pop()
-        kept[name] = prompt[name]
-        ahead += [value[0] for value in prompt[name]["inputs"].values() if isinstance(value, list)]
-    return kept, wanted
 
 
 def lines(host, run):
@@ -106,16 +96,7 @@ def test_a_finished_run_that_the_host_forgot_is_taken_up_and_not_trained_again(h
     prompt, train = only(tiny_graph(facts, name="kept", batch_size=4), "IPRO_Train")
     (first,) = host.execute(prompt)[train]["ipro_run"]
     written = (host.base / "output" / "ipro" / first["run"] / "metrics.jsonl").stat().st_mtime_ns
-    for _ in range(20):  # the host forgets when it is idle, sooner or later
-        host.post("/free", {"unload_models": True, "free_memory": True})
-        time.sleep(0.5)
-        history = host.wait(host.queue(prompt))
-        (cached,) = [told for name, told in history["status"]["messages"] if name == "execution_cached"]
-        if train not in cached["nodes"]:
-            break
-    else:
-        pytest.fail("the host did not forget")
-    assert history["outputs"][train]["ipro_run"] == [first]
+    assert forgotten(host, prompt, train)["ipro_run"] == [first]
     assert (host.base / "output" / "ipro" / first["run"] / "metrics.jsonl").stat().st_mtime_ns == written
 
 

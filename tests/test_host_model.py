@@ -77,6 +77,12 @@ def test_the_gradient_reaches_every_tensor_and_is_autograds(figures):
     assert figures["gradient"] < 1e-5
 
 
+def test_the_gradient_is_that_of_the_cores_own_network_on_the_same_file(figures):
+    if "core" not in figures:
+        pytest.skip("the same numbers on both sides are there on float32 alone")
+    assert figures["core_names"] and figures["core"] < 1e-5
+
+
 def test_the_gradient_is_the_slope_of_the_velocity(figures):
     # Central differences: float32's noise and the third derivative make less than a hundredth.
     assert abs(figures["slope"] / figures["difference"] - 1) < 0.01
@@ -96,3 +102,17 @@ def test_the_hosts_vae_is_ours_in_its_own_memory(host):
     assert figures["units"] < 1e-6
     assert figures["decode"] < 1e-9 and figures["gradient"] < 1e-9
     assert figures["shared"] == 1.0 and figures["inference"]
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_model_is_told_by_its_content_and_by_what_lies_on_it_at_every_start(host):
+    kinds = [("I2V-A14B", "fp8 e4m3fn" if host == "COMFYUI_DIR" else "comfy_quant e4m3fn", "identities")]
+    told = run_host(host, tuple(kinds))[kinds[0]]
+    kinds.append(("T2V-1.3B", "bf16", "identities"))
+    assert run_host(host, tuple(kinds))[kinds[0]] == told  # another start of the host
+    same = [["base", "base while stock is loaded", "base loaded"], ["stock", "stock again", "stock loaded"]]
+    same += [["beside", "beside again"], ["half"], ["beside, late"], ["unshifted"], ["other weights"]]
+    assert {name for names in same for name in names} == told.keys()
+    digests = [{told[name] for name in names} for names in same]
+    assert [len(digest) for digest in digests] == [1] * len(same)
+    assert len(set.union(*digests)) == len(same)

@@ -3,20 +3,21 @@
 import json
 
 import pytest
-import test_host_wan
 import tiny_wan
-import torch
 from graphs import BYPASSED, read, to_api
 from host import PACK
-from safetensors.torch import load_file, save_file
-from test_host_wan import put_networks, small_graph
-from vae_networks import empty_network
+from safetensors.torch import load_file
+from wan_graphs import only, put_clips, put_networks, small_graph
 from wan_layouts import tiny_state, write_gguf
 
 pytestmark = pytest.mark.host
-clips = test_host_wan.clips
 
 SIZE = {"width": 32, "height": 32, "length": 5, "batch_size": 1}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def clips(host):
+    put_clips(host)
 
 
 @pytest.fixture(scope="module")
@@ -217,11 +218,7 @@ def test_what_memory_does_not_hold_ends_in_a_sentence_that_names_the_knob(host, 
     graph |= {"large": {"class_type": "TestTooLarge", "inputs": {}}, "faces": faces}
     graph["pool"] = {"class_type": "IPRO_BuildFacePool", "inputs": pool}
     for node, advice in wanted.items():
-        kept, ahead = {}, [node]
-        while ahead:
-            name = ahead.pop()
-            kept[name] = graph[name]
-            ahead += [value[0] for value in graph[name]["inputs"].values() if isinstance(value, list)]
+        kept, _ = only(graph, graph[node]["class_type"])
         status = host.wait(host.queue(kept))["status"]
         (error,) = [told for name, told in status["messages"] if name == "execution_error"]
         assert error["node_id"] == node and error["exception_type"].endswith("OutOfMemoryError")
@@ -232,47 +229,24 @@ def test_what_memory_does_not_hold_ends_in_a_sentence_that_names_the_knob(host, 
 
 @pytest.fixture(scope="module")
 def generating(host, facts, tmp_path_factory):
-    """The shipped graph with tiny networks under the names that it asks for; words stand for CLIP's."""
+    """The shipped graph with tiny networks under the names that it asks for."""
     workflow = read(PACK / "workflows" / "4_generate_with_lora.json")
     chosen = [node["id"] for node in workflow["nodes"] if node["mode"] == BYPASSED]
     chosen += [node["id"] for node in workflow["nodes"] if node["type"] == "IPRO_ApplyLoRA"]
     folder = tmp_path_factory.mktemp("generating")
-    models = host.base / "models"
-    for place in ("diffusion_models", "loras/ipro", "vae"):
-        (models / place).mkdir(parents=True, exist_ok=True)
-    for noise, seed in (("low", 1), ("high", 2)):
-        tiny_wan.network(
-            models / f"diffusion_models/wan2.2_i2v_{noise}_noise_14B_fp8_scaled.safetensors", "I2V-A14B", seed
-        )
-        tiny_wan.few_step_lora(
-            models / f"loras/wan2.2_i2v_lightx2v_4steps_lora_v1_{noise}_noise.safetensors",
-            "I2V-A14B",
-            seed + 2,
-        )
+    put_networks(host, to_api(workflow, facts), "I2V-A14B", folder / "files")
     tuned = tiny_wan.few_step_lora(folder / "tuned.safetensors", "I2V-A14B", seed=9)
-    (models / "loras" / "ipro" / "identity.safetensors").write_bytes(tuned.read_bytes())
-    # The host knows this VAE in its true width alone.
-    torch.manual_seed(0)
-    from ipro_core.models.vae_keys import to_official
-
-    state = empty_network("2.1", width=96).half().state_dict()
-    vae = {to_official(key, residual=False): tensor for key, tensor in state.items()}
-    save_file(vae, models / "vae" / "wan_2.1_vae.safetensors")
-    from PIL import Image
-
-    Image.new("RGB", (40, 40), (200, 40, 40)).save(host.base / "input" / "first_frame.png")
+    place = host.base / "models" / "loras" / "ipro" / "identity.safetensors"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_bytes(tuned.read_bytes())
 
     def run(exact=True, stock=False):
         for node in workflow["nodes"]:
             if node["id"] in chosen:
                 node["mode"] = 0 if {"IPRO_ApplyLoRA": exact}.get(node["type"], stock) else BYPASSED
         prompt = to_api(workflow, facts)
-        for name in [name for name, node in prompt.items() if node["class_type"] == "CLIPLoader"]:
-            del prompt[name]
         (frames,) = [name for name, node in prompt.items() if node["class_type"] == "VAEDecode"]
         for node in prompt.values():
-            if node["class_type"] == "CLIPTextEncode":
-                node |= {"class_type": "TestConditioning", "inputs": {}}
             if node["class_type"] == "WanImageToVideo":
                 node["inputs"] |= SIZE
         prompt["kept"] = {

@@ -12,8 +12,8 @@ import torch
 from ..clips.scenes import find_videos
 from ..faces.packs import find_pack
 from ..job import Job, adapter_of_run, check_run_fits
+from ..models.base import AdaptedVideoModel
 from ..models.lora import check_lora, import_lora, lora_settings
-from ..models.wan import WanVideoModel
 from ..models.wan_files import open_wan_file
 from ..runs import read_config
 from ..studio import Studio, Work
@@ -21,7 +21,8 @@ from ..tinyworld import open_tiny_world
 from ..training.ipro import IproSettings
 from ..training.presets import PRESETS, Preset
 from ..types import Framing
-from ..wan_studio import DeviceSettings, WanFiles, open_wan
+from ..wan_job import WanFiles
+from ..wan_studio import DeviceSettings, open_wan
 from .flags import add_knobs, given_knobs, pack_roots, progress
 
 logger = logging.getLogger("ipro")
@@ -139,7 +140,7 @@ def check_adapter(options: argparse.Namespace, studio: Studio) -> None:
         check_run_fits(options.run, studio)
 
 
-def open_tuned(options: argparse.Namespace, studio: Studio) -> WanVideoModel:
+def open_tuned(options: argparse.Namespace, studio: Studio) -> AdaptedVideoModel:
     """The studio's model with the newest adapter of options.run, with options.lora, or as it is."""
     model = studio.model.open()
     if options.run:

@@ -1,4 +1,4 @@
-"""What sampling and training know of a video model: two small protocols."""
+"""What sampling and training know of a video model: small protocols."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar
@@ -6,6 +6,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+
+from .lora import AdaptedModel
 
 
 class VideoModel(Protocol):
@@ -24,6 +26,14 @@ class VideoModel(Protocol):
 
     def adapter_parameters(self) -> Mapping[str, Parameter]:
         """The tensors that are trained, and no others, by name."""
+        ...
+
+
+class AdaptedVideoModel(VideoModel, AdaptedModel, Protocol):
+    """One whose adapter a job begins, puts in its place and takes out."""
+
+    def new_adapter(self, rank: int, *, seed: int = 0) -> None:
+        """A fresh adapter in the place of ours, with which v_θ begins as v_ref."""
         ...
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -248,32 +249,42 @@ def _own_dtype(file: WanFile, name: str) -> torch.dtype:
 
 
 def _kind(path: Path, tensors: Mapping[str, Entry], metadata: Mapping[str, str]) -> str:
-    """See `WanFile.kind`. Channels and the image embedding tell; text-to-video's two sizes, the width."""
-    shape = tensors["patch_embedding.weight"].shape
-    if len(shape) != 5 or any(len(tensors[f"{name}.weight"].shape) != 2 for name in LINEARS):
+    """See `WanFile.kind`."""
+    shapes = {name: entry.shape for name, entry in tensors.items()}
+    family, expert = family_of(path.name, shapes), expert_of(path, metadata)
+    return f"{family} {expert}" if family == "I2V-A14B" and expert else family
+
+
+def family_of(name: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """See `WanFile.family`. Channels and the image embedding tell; text-to-video's two sizes, the width.
+
+    Raises:
+        ValueError: it is none of them; `name` is the network's in the sentence.
+    """
+    shape = shapes["patch_embedding.weight"]
+    if len(shape) != 5 or any(len(shapes[f"{layer}.weight"]) != 2 for layer in LINEARS):
         raise ValueError(
-            f"{path.name} is damaged: its patch_embedding, {shape}, or another layer has not the number of "
+            f"{name} is damaged: its patch_embedding, {shape}, or another layer has not the number of "
             "dimensions that Wan's has; convert or download it again."
         )
     dim, channels, *patch_size = shape
-    out_channels = tensors["head.head.weight"].shape[0] // prod(patch_size)
-    if "img_emb.proj.1.weight" in tensors:
+    out_channels = shapes["head.head.weight"][0] // prod(patch_size)
+    if "img_emb.proj.1.weight" in shapes:
         return "2.1 I2V"
     if channels == 2 * out_channels + 4:  # noise, mask of 4, first frame
-        expert = _expert(path, metadata)
-        return f"I2V-A14B {expert}" if expert else "I2V-A14B"
+        return "I2V-A14B"
     if channels == out_channels == 48:
         return "TI2V-5B"
     if channels == out_channels:
         return "T2V-14B" if dim > 2048 else "T2V-1.3B"
     raise ValueError(
-        f"{path.name} is a Wan network with {channels} channels in and {out_channels} out, which is no "
+        f"{name} is a Wan network with {channels} channels in and {out_channels} out, which is no "
         f"image- or text-to-video network (36 and 16, 48 and 48, 16 and 16): {ADVICE}."
     )
 
 
-def _expert(path: Path, metadata: Mapping[str, str]) -> str | None:
-    """Both experts have the same shapes: the nearest name that says one of them decides."""
+def expert_of(path: Path, metadata: Mapping[str, str] = MappingProxyType({})) -> str | None:
+    """Which of two, "high" or "low". Both have the same shapes: the nearest name that says one decides."""
     if path.is_dir() and path.name in ("transformer", "transformer_2"):
         return "low" if path.name == "transformer_2" else "high"
     for said in (path.name, path.parent.name, " ".join(metadata.values())):
