@@ -21,8 +21,7 @@ from workflow_notes import GENERATING, JUDGING, POOLS, STOCK, TINY_WORLD, WAN_TE
 
 from ipro_core.sampling.flow import expert_switch  # noqa: E402
 from ipro_core.training.presets import PRESETS, Preset  # noqa: E402
-from ipro_core.wan_job import BOUNDARY  # noqa: E402
-from ipro_core.wan_studio import A14B_FRAMING  # noqa: E402
+from ipro_core.wan_settings import A14B_FRAMING, BOUNDARY  # noqa: E402
 
 Graph = dict[str, dict[str, Any]]
 

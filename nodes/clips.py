@@ -6,7 +6,6 @@ from comfy_api.latest import io
 
 from ..ipro_core.clips.scenes import SUFFIXES
 from ..ipro_core.clips.video import probe, read_frames
-from ..ipro_core.tinyworld.scenes import SPLITS, tiny_scenes
 from . import _comfy
 from ._sockets import (
     CLIPS,
@@ -22,7 +21,6 @@ from ._sockets import (
 
 CATEGORY = "1 Clips"
 TUNABLE = ("tuning", "held_out", "checks")
-assert set(TUNABLE) <= set(SPLITS)
 
 
 class LoadClips(io.ComfyNode):
@@ -133,6 +131,8 @@ class ShowClip(io.ComfyNode):
             prompt = words.read_text(encoding="utf-8").strip() if words.exists() else ""
             frames_TCHW, fps = read_frames(video, count=max_frames or None), probe(video).fps
         else:
+            from ..ipro_core.tinyworld.scenes import tiny_scenes
+
             *_, scene = tiny_scenes(clips.split, index + 1, clips.seed)
             prompt, fps = scene.prompt, 8.0
             frames_TCHW = scene.frames_TCHW[: max_frames or None]

@@ -6,8 +6,6 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..ipro_core.faces.packs import load_face_models
-from ..ipro_core.faces.tracks import person_faces
 from ..ipro_core.rewards.base import reward_catalogue
 from ..ipro_core.rewards.weighted_sum import Part, WeightedSum
 from ..ipro_core.types import FacePool, GeneratedVideo
@@ -102,6 +100,9 @@ class ScoreVideo(io.ComfyNode):
     @classmethod
     @_comfy.working("give a shorter or smaller video.")
     def execute(cls, video, face_models: Path, pool: FacePool, reward) -> io.NodeOutput:
+        from ..ipro_core.faces.packs import load_face_models
+        from ..ipro_core.faces.tracks import person_faces
+
         if not len(pool.embeddings_PD):
             return io.NodeOutput(
                 0.0, 0.0, ui={"ipro_warning": ["The pool is empty: there is nobody to compare with."]}

@@ -5,13 +5,9 @@ from dataclasses import fields, replace
 from comfy_api.latest import io
 
 from ..ipro_core.clips.scenes import ShownScene, fit
-from ..ipro_core.job import Job, adapter_of_run, check_run_fits
-from ..ipro_core.runs import read_config
 from ..ipro_core.sampling.flow import expert_switch, shifted_sigmas
-from ..ipro_core.studio import Sampler
-from ..ipro_core.training.ipro import IproSettings
-from ..ipro_core.training.presets import Preset
-from ..ipro_core.wan_job import BOUNDARY
+from ..ipro_core.training.settings import IproSettings
+from ..ipro_core.wan_settings import BOUNDARY
 from . import _comfy
 from ._sockets import (
     DATASET,
@@ -71,6 +67,9 @@ class SampleVideo(io.ComfyNode):
     def execute(
         cls, video_model: ModelChoice, first_frame, prompt: str, seed: int, run=None, objective=None
     ) -> io.NodeOutput:
+        from ..ipro_core.job import adapter_of_run, check_run_fits
+        from ..ipro_core.studio import Sampler
+
         studio = video_model.open_studio(None)
         settings = schedule(video_model, run, objective)
         settings = studio.fit(settings, asked=False, known=True)
@@ -154,6 +153,8 @@ class BoundaryLatents(io.ComfyNode):
     @classmethod
     @_comfy.working(ADVICE)
     def execute(cls, video_model: ModelChoice, dataset: Dataset, objective: Goal) -> io.NodeOutput:
+        from ..ipro_core.job import Job
+
         studio = dataset.open_studio(video_model)
         settings = studio.fit(objective.settings, asked=False, known=True)
         job = Job(studio, replace(video_model.preset, ipro=settings), video_model.files)
@@ -169,6 +170,9 @@ class BoundaryLatents(io.ComfyNode):
 
 def schedule(model: ModelChoice, run: RunFolder | None, goal: Goal | None) -> IproSettings:
     """The settings that are sampled by."""
+    from ..ipro_core.runs import read_config
+    from ..ipro_core.training.presets import Preset
+
     if goal:
         return goal.settings
     return Preset.from_config(read_config(run.folder)).ipro if run else model.preset.ipro

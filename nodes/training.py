@@ -1,25 +1,25 @@
 """Training: what is optimised, the run that does it, and the LoRA that comes of it (Eq. 3, Section 5.1)."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
-from ..ipro_core.cache import name_of
-from ..ipro_core.job import FIRST_SEED, LORA, Job, Tuner, adapter_of_run, save_adapter, usable
-from ..ipro_core.models.lora import lora_tensors
-from ..ipro_core.runs import Run, latest_state, read_config, read_metrics
-from ..ipro_core.training.ipro import IproSettings
-from ..ipro_core.training.loop import MAY_DIFFER, LoopSettings
-from ..ipro_core.training.presets import Preset
+from ..ipro_core.training.settings import IproSettings, LoopSettings
 from . import _comfy
 from ._monitor import Monitor, latest_sample, run_folder, run_told, write_sample
 from ._sockets import DATASET, MODEL, OBJECTIVE, REWARD, RUN, Dataset, Goal, ModelChoice, RunFolder
 from ._widgets import settings_of, widgets
+
+if TYPE_CHECKING:
+    from ..ipro_core.job import Job
+    from ..ipro_core.training.presets import Preset
 
 CATEGORY = "6 Training"
 ADVICE = (
@@ -90,6 +90,8 @@ class Train(io.ComfyNode):
         sample_every: int,
         **loop: Any,
     ) -> io.NodeOutput:
+        from ..ipro_core.training.presets import Preset
+
         plan = Preset(settings_of(LoopSettings, loop), objective.settings, objective.reward, rank)
         job = opened(video_model, dataset, plan)
         config = settled(job, dataset)
@@ -99,6 +101,8 @@ class Train(io.ComfyNode):
 
 def opened(model: ModelChoice, dataset: Dataset, plan: Preset) -> Job:
     """A job by this plan, but for what the model decides: its size, and where its part begins."""
+    from ..ipro_core.job import Job
+
     studio = dataset.open_studio(model, (plan.ipro, plan.rank))
     plan = replace(plan, ipro=studio.fit(plan.ipro, asked=False, known=True), framing=studio.framing)
     return Job(studio, plan, {**model.files, "faces": str(dataset.faces)})
@@ -114,6 +118,9 @@ def settled(job: Job, dataset: Dataset) -> dict[str, Any]:
 
 def named(config: Mapping[str, Any], name: str) -> Path:
     """The run's folder, which is named after its settings."""
+    from ..ipro_core.cache import name_of
+    from ..ipro_core.training.loop import MAY_DIFFER
+
     kept = {part: value for part, value in config.items() if part not in MOVED}
     kept["loop"] = {k: v for k, v in config["loop"].items() if f"loop.{k}" not in MAY_DIFFER}
     readable = re.sub(r"[^\w-]+", "-", name).strip("-") or "run"
@@ -124,6 +131,8 @@ def trained(
     node: str, job: Job, dataset: Dataset, config: Mapping[str, Any], folder: Path, sample_every: int
 ) -> io.NodeOutput:
     """A run that is finished, whether it had begun or not."""
+    from ..ipro_core.runs import latest_state
+
     updates = job.plan.loop.updates
     with Monitor(node, folder, updates) as monitor:
         state = latest_state(folder)
@@ -136,6 +145,10 @@ def tune(
     job: Job, dataset: Dataset, config: Mapping[str, Any], folder: Path, monitor: Monitor, sample_every: int
 ) -> None:
     """Begin the run, or go on with it."""
+    from ..ipro_core.job import FIRST_SEED, Tuner, usable
+    from ..ipro_core.runs import Run
+    from ..ipro_core.training.loop import MAY_DIFFER
+
     device = str(job.studio.device)
     may_differ = (*MAY_DIFFER, "clips", *(f"files.{file}" for file in config["files"]))
     opened = (
@@ -166,6 +179,10 @@ def tune(
 
 def results(folder: Path) -> tuple[RunFolder, dict[str, Any], dict[str, list[float]]]:
     """What a run leaves: itself, its adapter by the host's names, and the loss of each update."""
+    from ..ipro_core.job import LORA, adapter_of_run, save_adapter
+    from ..ipro_core.models.lora import lora_tensors
+    from ..ipro_core.runs import read_config, read_metrics
+
     config = read_config(folder)["ipro"]
     loss = [
         config["kl_weight"] * record.metrics["kl"] - config["reward_weight"] * record.metrics["reward"]
@@ -201,6 +218,8 @@ class SaveLora(io.ComfyNode):
     @classmethod
     @_comfy.working("free some memory.")
     def execute(cls, run: RunFolder, file: str) -> io.NodeOutput:
+        from ..ipro_core.job import save_adapter
+
         name = f"{file.removesuffix('.safetensors')}.safetensors"
         path = _comfy.inside(_comfy.lora_folder(), name)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -224,6 +243,8 @@ class LoadRun(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, run: str) -> int:
+        from ..ipro_core.runs import read_metrics
+
         return len(read_metrics(run_folder(run)))
 
     @classmethod
@@ -265,6 +286,9 @@ class ResumeRun(io.ComfyNode):
     def execute(
         cls, run: str, video_model: ModelChoice, dataset: Dataset, updates: int, sample_every: int
     ) -> io.NodeOutput:
+        from ..ipro_core.runs import read_config
+        from ..ipro_core.training.presets import Preset
+
         folder = run_folder(run)
         plan = Preset.from_config(read_config(folder))
         plan = replace(plan, loop=replace(plan.loop, updates=updates or plan.loop.updates))

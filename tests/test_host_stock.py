@@ -203,22 +203,16 @@ def test_boundary_latents_made_ahead_are_what_training_takes(host, tmp_path):
 
 
 def test_what_memory_does_not_hold_ends_in_a_sentence_that_names_the_knob(host, facts):
-    faces = {"class_type": "IPRO_LoadFaceModels", "inputs": {"pack": "tiny world (embedded)"}}
-    pool = {
-        "clip": ["large", 0],
-        "face_models": ["faces", 0],
-        "choose": "tracked",
-        "min_face": 0,
-        "keep_first": True,
-    }
     graph = to_api(read(PACK / "workflows" / "6_tiny_world.json"), facts)
-    (train,) = [name for name, node in graph.items() if node["class_type"] == "IPRO_Train"]
-    graph[train]["inputs"]["video_model"] = ["large", 1]
-    wanted = {"pool": "give a shorter or smaller clip", train: "fewer frames or a smaller size"}
-    graph |= {"large": {"class_type": "TestTooLarge", "inputs": {}}, "faces": faces}
-    graph["pool"] = {"class_type": "IPRO_BuildFacePool", "inputs": pool}
-    for node, advice in wanted.items():
-        kept, _ = only(graph, graph[node]["class_type"])
+    graph["large"] = {"class_type": "TestTooLarge", "inputs": {}}
+    wanted = {
+        "IPRO_BuildFacePool": ("clip", 0, "give a shorter or smaller clip"),
+        "IPRO_Train": ("video_model", 1, "fewer frames or a smaller size"),
+    }
+    for kind, (socket, output, advice) in wanted.items():
+        _, node = only(graph, kind)
+        graph[node]["inputs"][socket] = ["large", output]
+        kept, _ = only(graph, kind)
         status = host.wait(host.queue(kept))["status"]
         (error,) = [told for name, told in status["messages"] if name == "execution_error"]
         assert error["node_id"] == node and error["exception_type"].endswith("OutOfMemoryError")
