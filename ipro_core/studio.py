@@ -1,9 +1,9 @@
 """What a job needs, opened one network at a time, and the videos made with it: commands and graphs share it.
 
-The embedded world (`tinyworld.open_tiny_world`) and real Wan (`wan_studio.open_wan`, or a graph's own
-networks) are ways to fill one `Studio`. Nothing in it is open: what is asked of clips is made stage by
-stage, each with only its own network in memory, and kept; training and sampling then open the video model
-and what judges its frames.
+The embedded world (`tinyworld.open_tiny_world`) and real Wan (`wan_studio`: by its files, or as a graph has
+its networks) are ways to fill one `Studio`. Nothing in it is open: what is asked of clips is made stage by
+stage, each with only its own network in memory, and kept; training and sampling then open the video model and
+what judges its frames.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -33,7 +33,7 @@ from ..ipro_core.models.condition import WanCondition
 from ..ipro_core.models.lora_keys import LowRank
 from ..ipro_core.models.wan import TARGETS
 from ._exact_lora import HostLayers, as_it_was, hooked, now
-from ._host_switches import attention_with_backward, cannot_tune, differentiable, plain, without_dynamic
+from ._host_switches import attention_with_backward, differentiable, plain, without_dynamic
 
 TOLD = {"pooled_output", "attention_mask", "concat_latent_image", "concat_mask", "clip_vision_output"}
 """What a CONDITIONING may hold."""
@@ -139,11 +139,7 @@ class HostModel(HostLayers):
             }
 
     def new_adapter(self, rank: int = 32, alpha: float | None = None, *, seed: int = 0) -> None:
-        """A fresh adapter on `TARGETS`, the same as WanVideoModel's: up = 0, so that v_θ begins as v_ref.
-
-        Raises:
-            ValueError: no gradient comes back from a pass.
-        """
+        """A fresh adapter on `TARGETS`, the same as WanVideoModel's: up = 0, so that v_θ begins as v_ref."""
         generator = torch.Generator().manual_seed(seed)
         layers = {}
         for name, module in self.linears.items():
@@ -152,25 +148,6 @@ class HostModel(HostLayers):
                 up_OR = torch.zeros(module.out_features, rank)
                 layers[name] = LowRank(down_RI / module.in_features**0.5, up_OR, float(alpha or rank))
         self.place_adapter(layers)
-        self._try_gradient()
-
-    def _try_gradient(self) -> None:
-        """One pass of one token, forwards and backwards."""
-        network, weights = self.network, list(self.adapter_parameters().values())
-        with torch.inference_mode(False), torch.enable_grad():
-            x = torch.zeros(1, network.out_dim, 1, 2, 2, device=self.device, requires_grad=True)
-            image = x.new_zeros(1, network.in_dim - network.out_dim, 1, 2, 2)
-            text = x.new_zeros(1, 1, network.text_dim)
-            clip = x.new_zeros(1, 257, 1280) if network.model_type == "i2v" else None
-            condition = WanCondition(text, image if image.shape[1] else None, clip)
-            try:
-                grads = torch.autograd.grad(self.velocity(x, 0.5, condition).sum(), [x, *weights])
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError as reason:  # what has no backward says so in many ways
-                raise ValueError(cannot_tune(str(reason).splitlines()[0])) from reason
-        if not all(bool(grad.isfinite().all()) for grad in grads):
-            raise ValueError(cannot_tune("its gradient is no number"))
 
     def _velocity(
         self, x_BCTHW: Tensor, sigma: float, condition: WanCondition, layers: Mapping[str, LowRank]

@@ -21,7 +21,8 @@ from ..ipro_core.wan_studio import Tuning, wan_framing, wan_studio
 from ._exact_lora import HostLayers
 from ._host_identity import identity
 from ._host_model import HostModel
-from ._host_switches import plain_tensor, refuse_compiled
+from ._host_switches import plain_tensor
+from ._host_tunable import refuse_untunable, try_gradient
 from ._sockets import Text
 
 
@@ -57,8 +58,13 @@ class HostModelChoice:
         shapes, base = layers.frozen_shapes(), self.others.model or layers.path.name
         family = self._family(base, shapes)
         if tuning:
-            refuse_compiled(self.model)
+            refuse_untunable(self.model)
         framing = wan_framing(family, self.framing)
+
+        def open_tuned() -> HostModel:
+            model = HostModel(self.model, self._room(family, framing))
+            return try_gradient(model) if tuning else model
+
         return wan_studio(
             family,
             framing,
@@ -69,7 +75,7 @@ class HostModelChoice:
             shapes=shapes,
             text=text or self._text(),
             codec=Network(_once(self.vae.patcher), partial(codec_of, self.vae)),
-            model=Network(_once(self.model), lambda: HostModel(self.model, self._room(family, framing))),
+            model=Network(_once(self.model), open_tuned),
             high_noise=Network(_once(self.high_noise), partial(HostModel, self.high_noise))
             if self.high_noise
             else None,

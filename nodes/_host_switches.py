@@ -67,23 +67,6 @@ def without_dynamic(patcher: Any) -> Any:
         ) from error
 
 
-def refuse_compiled(patcher: Any) -> None:
-    """Raise ValueError where torch.compile lies on the MODEL: blocks are to be run one by one, and hooked."""
-    compiled = [key for part in patcher.wrappers.values() for key in part if key == "torch.compile"]
-    compiled += [
-        name for name, part in patcher.object_patches.items() if type(part).__name__ == "OptimizedModule"
-    ]
-    if compiled:
-        raise ValueError(cannot_tune("torch.compile is laid on it"))
-
-
-def cannot_tune(reason: str) -> str:
-    return (
-        f"This MODEL cannot be tuned where it is ({reason}): take IPRO · Load Wan Expert for its file, or "
-        "the host's own Load Diffusion Model with nothing of that kind laid on it."
-    )
-
-
 @contextmanager
 def plain(module: nn.Module) -> Iterator[None]:
     """Within, tensors on the same memory stand for the module's inference tensors; then those are back."""

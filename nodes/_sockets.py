@@ -1,4 +1,4 @@
-"""What the sockets carry: small frozen values and the core's own, never an open network; and frames.
+"""What the sockets carry: small frozen values and the core's own, no network that we opened; and frames.
 
 Here as in all of these files the core's workshops are imported where they are worked in, so that the host's
 start waits for menus alone.

@@ -344,6 +344,35 @@ def identities(patcher, conditioning, latent):
     return told
 
 
+class NoBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(context, y):
+        return y.clone()
+
+
+def foreign(patcher, conditioning, latent):
+    """A studio to tune in, where one layer is another pack's: with a backward, and without one."""
+    studio = importlib.import_module("pack.ipro_core.studio")
+    layer = patcher.model.diffusion_model.blocks[0].ffn[0]
+    kind, told = type(layer), {}
+    vae = SimpleNamespace(latent_channels=16, vae_dtype=torch.float32, patcher=None)
+    others = importlib.import_module("pack.ipro_core.wan_job").WanFiles(cache=str(path.parent / "cache"))
+    chosen = host_studio.HostModelChoice(patcher, vae, others=others)
+    text = studio.Network(lambda: "", lambda: lambda prompt: torch.zeros(1, 4096))
+    ways = {"with": lambda y: y, "silent": lambda y: y.detach(), "without": lambda y: NoBackward.apply(y)}
+    for name, way in ways.items():
+        forward = lambda self, x, way=way: way(kind.forward(self, x))  # noqa: E731
+        layer.__class__ = type("Theirs", (kind,), {"forward": forward})
+        layer.__class__.__module__ = "their pack"
+        try:
+            with torch.inference_mode(False):
+                told[name] = chosen.open_studio(None, (None, 1), text=text).kind
+        except ValueError as reason:
+            told[name] = str(reason)
+    layer.__class__ = kind
+    return told
+
+
 def nodes(patcher, conditioning, latent):
     """The node classes: their faces, and one run of each; the host's loras are in the network's folder."""
     import folder_paths
@@ -413,7 +442,14 @@ def codec(patcher, conditioning, latent):
 
 
 logging.disable(logging.WARNING)
-tasks = {"parity": parity, "loras": loras, "nodes": nodes, "codec": codec, "identities": identities}
+tasks = {
+    "parity": parity,
+    "loras": loras,
+    "nodes": nodes,
+    "codec": codec,
+    "identities": identities,
+    "foreign": foreign,
+}
 with torch.inference_mode():
     for network, task in zip(jobs[::2], jobs[1::2], strict=True):
         path = Path(network)

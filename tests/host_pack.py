@@ -8,6 +8,7 @@ from pathlib import Path
 
 import comfy.ldm.wan.vae
 import comfy.ldm.wan.vae2_2
+import comfy.sd
 import comfy.text_encoders.t5
 import comfy.text_encoders.wan
 import torch
@@ -26,12 +27,21 @@ class Vae22(comfy.ldm.wan.vae2_2.WanVAE):
 class Umt5(comfy.text_encoders.wan.sd1_clip.SDClipModel):
     def __init__(self, **given):
         file = Path(comfy.text_encoders.wan.__file__).with_name("umt5_config_xxl.json")
-        sizes = {**json.loads(file.read_text()), "d_ff": 8, "d_kv": 8, "num_heads": 1, "vocab_size": 64}
+        small = {"num_layers": 2, "d_ff": 48, "d_kv": 8, "num_heads": 4, "vocab_size": 64}
+        sizes = json.loads(file.read_text()) | small
         kind = {"special_tokens": {"end": 1, "pad": 0}, "model_class": comfy.text_encoders.t5.T5}
         kind |= {"enable_attention_masks": True, "zero_out_masked": True}
         super().__init__(**{"layer": "last", **given, **kind, "textmodel_json_config": sizes})
 
 
+def encoder_of(tensors):
+    """The host knows UMT5 by its layers' number and width."""
+    key = tensors.get("encoder.block.0.layer.0.SelfAttention.k.weight", torch.empty(0, 0))
+    return comfy.sd.TEModel.T5_XXL if key.shape[1] == 4096 else known(tensors)
+
+
+known = comfy.sd.detect_te_model
+comfy.sd.detect_te_model = encoder_of
 comfy.ldm.wan.vae.WanVAE = Vae21
 comfy.ldm.wan.vae2_2.WanVAE = Vae22
 comfy.text_encoders.wan.UMT5XXlModel = Umt5

@@ -116,3 +116,13 @@ def test_a_model_is_told_by_its_content_and_by_what_lies_on_it_at_every_start(ho
     digests = [{told[name] for name in names} for names in same]
     assert [len(digest) for digest in digests] == [1] * len(same)
     assert len(set.union(*digests)) == len(same)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_layer_of_another_pack_is_tried_and_refused_if_no_gradient_comes_back(host):
+    job = ("T2V-1.3B", "bf16", "foreign")
+    told = run_host(host, (job,))[job]
+    assert told["with"] == "T2V-1.3B"
+    assert "cannot be tuned where it is (no gradient goes through blocks.0.ffn.0)" in told["silent"]
+    assert told["without"].startswith("This MODEL cannot be tuned where it is (")
+    assert "IPRO · Load Wan Expert" in told["without"]

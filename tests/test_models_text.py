@@ -27,14 +27,13 @@ def tokenizer() -> bytes:
     return model.getvalue()
 
 
-def network(width: int = 32, **sizes: int):
+def network(width: int = 32):
     from transformers import UMT5Config, UMT5EncoderModel
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        small = {"d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4} | sizes
         config = UMT5Config(
-            vocab_size=64, d_model=width, **small,
+            vocab_size=64, d_model=width, d_kv=8, d_ff=48, num_layers=2, num_heads=4,
             is_encoder_decoder=False, feed_forward_proj="gated-gelu", use_cache=False,
         )  # fmt: skip
         return UMT5EncoderModel(config).eval()
