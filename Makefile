@@ -12,9 +12,12 @@ demo: .venv/demo
 test: .venv/test
 	.venv/bin/python -m pytest -q
 
-# The tests in a real ComfyUI: $COMFYUI_DIR, the host that the pack is installed in, or ~/ComfyUI.
-test-host: .venv-host/ready
-	IPRO_HOST_WANTED=1 .venv-host/bin/python -m pytest -q -m host
+# The tests in a real ComfyUI: $COMFYUI_DIR, the host that the pack is installed in, or ~/ComfyUI. A checkout that is
+# named has an environment of its own, because hosts want different packages.
+HOST_VENV := .venv-host$(addprefix -,$(notdir $(patsubst %/,%,$(COMFYUI_DIR))))
+
+test-host: $(HOST_VENV)/ready
+	IPRO_HOST_WANTED=1 $(HOST_VENV)/bin/python -m pytest -q -m host
 
 bench: .venv/demo
 	.venv/bin/ipro bench
@@ -27,7 +30,7 @@ check: .venv/test
 	.venv/bin/pyright --pythonpath .venv/bin/python
 
 clean:
-	rm -rf .venv .venv-host
+	rm -rf .venv .venv-host*
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -41,12 +44,13 @@ clean:
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[test]"
 	touch $@
 
-# The host's packages beside a CPU build of torch; torchvision and torchaudio have none, and Wan needs neither.
-.venv-host/ready: pyproject.toml
-	$(PYTHON) -m venv .venv-host
-	.venv-host/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
-	grep -vxE 'torch(vision|audio)?' "$$($(PYTHON) tests/host.py)/requirements.txt" > .venv-host/requirements.txt
-	.venv-host/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH) requests \
-		-r .venv-host/requirements.txt --editable ".[test]"
-	.venv-host/bin/python -m pip uninstall --quiet --yes torchvision torchaudio
+# The host's packages beside a CPU build of torch; torchvision and torchaudio have none, and Wan needs neither. Its page
+# is driven by playwright, where there is a chromium.
+$(HOST_VENV)/ready: pyproject.toml
+	$(PYTHON) -m venv $(HOST_VENV)
+	$(HOST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	grep -vxE 'torch(vision|audio)?' "$$($(PYTHON) tests/host.py)/requirements.txt" > $(HOST_VENV)/requirements.txt
+	$(HOST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH) requests playwright \
+		-r $(HOST_VENV)/requirements.txt --editable ".[test]"
+	$(HOST_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio
 	touch $@

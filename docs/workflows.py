@@ -15,10 +15,13 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from graphs import to_page  # noqa: E402
+from graphs import BYPASSED, to_page  # noqa: E402
 from host import Host, find_host  # noqa: E402
+from workflow_notes import GENERATING, JUDGING, POOLS, STOCK, TINY_WORLD, WAN_TEXT  # noqa: E402
 
+from ipro_core.sampling.flow import expert_switch  # noqa: E402
 from ipro_core.training.presets import PRESETS, Preset  # noqa: E402
+from ipro_core.wan_settings import A14B_FRAMING, BOUNDARY  # noqa: E402
 
 Graph = dict[str, dict[str, Any]]
 
@@ -210,8 +213,53 @@ def evaluation() -> Graph:
     }
 
 
+def generating() -> Graph:
+    """The official template whole, and the tuned LoRA on its low-noise model."""
+    preset, graph = PRESETS["local-14b"].ipro, template()
+    switch = expert_switch(preset.steps, preset.shift, BOUNDARY["I2V-A14B"])
+    graph["low shift"]["inputs"]["model"] = ["tuned", 0]
+    steps = {"steps": preset.steps, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple"}
+    steps |= {"positive": ("start", 0), "negative": ("start", 1)}
+    return {
+        **graph,
+        "stock": node("LoraLoaderModelOnly", model=("low lightning", 0), lora_name=TUNED, strength_model=1.0)
+        | {"mode": BYPASSED, "title": "Load LoRA (bf16, fp16)"},
+        "tuned": node("IPRO_ApplyLoRA", model=("stock", 0), lora_name=TUNED),
+        "negative": node("CLIPTextEncode", clip=("clip", 0), text=""),
+        "start": node(
+            "WanImageToVideo",
+            positive=("positive", 0),
+            negative=("negative", 0),
+            vae=("vae", 0),
+            start_image=("image", 0),
+            width=A14B_FRAMING.width,
+            height=A14B_FRAMING.height,
+            length=A14B_FRAMING.frames,
+        ),
+        "high steps": node(
+            "KSamplerAdvanced",
+            model=("high shift", 0),
+            latent_image=("start", 2),
+            end_at_step=switch,
+            return_with_leftover_noise="enable",
+            **steps,
+        ),
+        "low steps": node(
+            "KSamplerAdvanced",
+            model=("low shift", 0),
+            latent_image=("high steps", 0),
+            add_noise="disable",
+            start_at_step=switch,
+            **steps,
+        ),
+        "frames": node("VAEDecode", samples=("low steps", 0), vae=("vae", 0)),
+        "video": node("CreateVideo", images=("frames", 0), fps=A14B_FRAMING.fps),
+        "save": node("SaveVideo", video=("video", 0), filename_prefix="video/ipro"),
+    }
+
+
 CLIPS, PACK = "my_clips/", "antelopev2"
-UMT5 = "umt5_xxl_fp8_e4m3fn_scaled.safetensors"
+UMT5, TUNED = "umt5_xxl_fp8_e4m3fn_scaled.safetensors", "ipro/identity.safetensors"
 FILES = {
     "14b": {
         "model": "wan2.2_i2v_low_noise_14B_fp8_scaled.safetensors",
@@ -236,60 +284,11 @@ WAN_22 = "https://huggingface.co/Comfy-Org/Wan_2.2_ComfyUI_Repackaged/resolve/ma
 WAN_21 = "https://huggingface.co/Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files"
 URL = {"diffusion_models": WAN_22, "vae": WAN_22, "loras": WAN_22, "text_encoders": WAN_21}
 
-POOLS = """## Build face pools
-
-Put clips of one person into input/my_clips, and an InsightFace pack into
-models/insightface/models/antelopev2.
-
-**Curate Clips** cuts them into shots and keeps those that show one person well; why a shot is dropped is on
-the page output/ipro/curated/my_clips/index.html. largest_face 0 allows any size: the paper's limit is 100.
-
-A pool is all faces of a clip. Look at **self_similarity**: 0.8 and more is one person, 0.2 to 0.35 are
-several people mixed. The second clip is followed by the first one's person; both pools are merged and
-kept in output/ipro/pools."""
-WAN_TEXT = """## Tune Wan 2.2 TI2V-5B
-
-Put clips into input/my_clips, clip.txt with its prompt beside clip.mp4, and a face pack into
-models/insightface/models/antelopev2.
-
-Each of the networks is opened in its turn: prompts, first frames, faces, then tuning. What is made of clips
-once is kept in output/ipro/cache. Cancel whenever you like: queueing again goes on.
-
-Save LoRA writes to models/loras; press R to see it in the host's loaders."""
-STOCK = """## Tune Wan 2.2 I2V-A14B in its own template
-
-The official template with **Train** where its KSamplers were: any loader of MODEL, VAE and CLIP will do,
-and whatever lies on the MODEL stays on it.
-
-Put a picture of the person into input/person.png, a clip of the same person into input/my_clips, and a face
-pack into models/insightface/models/antelopev2. The clip's faces are the pool that the videos are compared
-with. To tune on many clips, take *Build Dataset* in the place of *Dataset from Image*: prompts are then
-clip.txt beside clip.mp4.
-
-What the high-noise expert makes of the picture is kept in output/ipro/cache. Cancel whenever you like:
-queueing again goes on.
-
-Save LoRA writes to models/loras; press R to see it in the host's loaders. It belongs on the low-noise
-model."""
-TINY_WORLD = """## The tiny world
-
-The whole pipeline on a CPU, in minutes, with what the pack brings: people of an embedded world, its
-face networks, its video model. Queue it: **Train** tunes a LoRA on 200 scenes and shows reward, KL and
-videos.
-
-Cancel whenever you like: queueing again goes on. Then people who were never tuned on are judged, base
-against tuned from the same noise, and a report is written to output/ipro."""
-JUDGING = """## Base against tuned
-
-Clips of **other** people in input/other_people, each with a face in its first frame: who is judged on
-what was tuned on measures memory. 32 clips with 3 seeds are a fair test.
-
-Choose your run and, in the loader, a second face pack as the judge."""
-
 WORKFLOWS: dict[str, tuple[Graph, str]] = {
     "1_build_face_pools": (face_pools(), POOLS),
     "2_train_a14b": (stock_training(), STOCK),
     "3_train_ti2v_5b": (wan_training("5b"), WAN_TEXT),
+    "4_generate_with_lora": (generating(), GENERATING),
     "5_evaluate": (evaluation(), JUDGING),
     "6_tiny_world": (tiny_world(), TINY_WORLD),
 }

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from .clips.captions import ask
-from .clips.curation import Candidate, CurationSettings, Verdict, judge
-from .clips.manifest import Source, measure, source_of, words_of, write_manifest
-from .clips.measures import MeasureSettings
-from .clips.vision import VisionClient, VisionSettings
+from .clips.curation import Candidate, Verdict, judge
+from .clips.manifest import Source, source_of, words_of, write_manifest
+from .clips.measured import measure
+from .clips.settings import CurationSettings, MeasureSettings, VisionSettings
+from .clips.vision import VisionClient
 from .evaluation.curation_page import write_curation_page
 from .faces.detector import Detector
 from .faces.packs import face_model_names, load_face_models

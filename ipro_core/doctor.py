@@ -21,7 +21,8 @@ from .models.wan_files import open_wan_file
 from .models.wan_kinds import released_file
 from .training.presets import PRESETS
 from .types import Framing
-from .wan_studio import DeviceSettings, plan_wan
+from .wan_settings import EMBEDDED, DeviceSettings
+from .wan_studio import plan_wan
 
 FOLDERS = ("diffusion_models", "vae", "vae_approx", "text_encoders", "loras", "insightface")
 """Of ComfyUI's models folder; face packs lie in insightface/models."""
@@ -213,7 +214,6 @@ def _vae(name: str, channels: int, source: str) -> Need:
     return Need("VAE", "vae", name, source, _APACHE, lambda path: vae_channels(path) == channels)
 
 
-EMBEDDED = "tiny world"
 JOBS: dict[str, tuple[Need, ...]] = {
     EMBEDDED: (),
     "I2V-A14B": (
@@ -241,5 +241,3 @@ JOBS: dict[str, tuple[Need, ...]] = {
     ),
 }
 """In each the network that is tuned comes first."""
-SIZES = {"I2V-A14B": Framing(832, 480, 81), "TI2V-5B": Framing(1280, 704, 121)}
-"""What is planned for where no size is given: what the model was trained on."""

@@ -27,7 +27,7 @@ from .models.draft import DraftedVae
 from .models.taehv import DraftCodec
 from .models.vae import WanVae
 from .sampling.boundary import Start, boundary_stage
-from .sampling.flow import shifted_sigmas, switch_step
+from .sampling.flow import expert_switch, shifted_sigmas
 from .sampling.rollout import sample
 from .training.ipro import IproSettings, TrainingSample
 from .types import Framing
@@ -101,17 +101,11 @@ class Studio:
         """
         if self.boundary is None:
             return settings if known else replace(settings, first_tuned_step=0)
-        switch = switch_step(shifted_sigmas(settings.steps, settings.shift), self.boundary)
-        schedule = f"{settings.steps} steps at shift {settings.shift:g}"
-        if switch >= settings.steps:
-            raise ValueError(
-                f"{schedule} leave nothing to the low-noise expert, which begins below noise level "
-                f"{self.boundary:g}: take more steps or a smaller shift."
-            )
+        switch = expert_switch(settings.steps, settings.shift, self.boundary)
         if asked and settings.first_tuned_step != switch:
             raise ValueError(
-                f"Of {schedule} the low-noise expert takes those from {switch} on: leave out "
-                f"--first-tuned-step, or give {switch}."
+                f"Of {settings.steps} steps at shift {settings.shift:g} the low-noise expert takes those "
+                f"from {switch} on: leave out --first-tuned-step, or give {switch}."
             )
         return replace(settings, first_tuned_step=switch)
 

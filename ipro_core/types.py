@@ -9,13 +9,20 @@ unit length; sigma, the noise level, runs 1 → 0.
 import json
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from .files import fingerprint, write_atomically
+
+Choose = Literal["tracked", "largest"]
+"""Whose faces a video's are: the subject's, followed from frame to frame, or each frame's largest."""
+AnchorWeighting = Literal["sigma", "uniform"]
+"""w'_t of Eq. 7: 1 / (2 sigma²) or 1."""
+KLThrough = Literal["detached", "exact", "biased"]
+"""Which gradient of the anchor goes through x_t."""
 
 
 def knob(default: Any, help: str, *, min: float | None = None, max: float | None = None) -> Any:

@@ -5,7 +5,6 @@ Nothing large is read here. What does not fit together is told in one sentence b
 
 import logging
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from .models.lora import check_lora
@@ -13,29 +12,9 @@ from .models.taehv import load_draft_codec
 from .models.text import open_text_encoder
 from .models.vae_files import vae_channels
 from .models.wan_files import WanFile, open_wan_file
-from .types import knob
+from .wan_settings import BOUNDARY, WanFiles
 
 logger = logging.getLogger("ipro")
-
-BOUNDARY = {"I2V-A14B": 0.9, "T2V-14B": 0.875}
-"""Where the low-noise expert takes over, of the kinds with two experts."""
-
-
-@dataclass(frozen=True)
-class WanFiles:
-    """The files of one job, as ComfyUI users have them."""
-
-    model: str = knob("", "The Wan network to tune: I2V-A14B's low-noise expert, or TI2V-5B.")
-    high_noise: str = knob("", "I2V-A14B's high-noise expert: it samples the first steps and stays as it is.")
-    vae: str = knob("", "wan_2.1_vae for A14B, wan2.2_vae for TI2V-5B.")
-    text_encoder: str = knob("", "umt5_xxl, fp8 or fp16.")
-    lightning: str = knob("", "The model's own few-step LoRA, laid beneath the one that is tuned.")
-    high_lightning: str = knob("", "The high-noise expert's few-step LoRA.")
-    draft: str = knob(
-        "", "taew2_2 for TI2V-5B, taew2_1 for A14B: finds faces sooner, so that an update decodes only them."
-    )
-    judge: str = knob("", "A second face pack or recogniser, which measures and is never a reward.")
-    cache: str = knob("runs/cache", "A folder for what is made of clips once; any number of runs share it.")
 
 
 def open_experts(files: WanFiles) -> tuple[WanFile, WanFile | None]:

@@ -3,10 +3,9 @@
 import logging
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,30 +27,14 @@ from .models.wan import WanVideoModel, load_video_model
 from .models.wan_files import WanFile
 from .studio import Network, Studio
 from .training.ipro import IproSettings
-from .types import Framing, knob
-from .wan_job import BOUNDARY, WanFiles, check_others, open_experts
+from .types import Framing
+from .wan_job import check_others, open_experts
+from .wan_settings import A14B_FRAMING, BOUNDARY, TI2V_5B_FRAMING, DeviceSettings, WanFiles
 
 logger = logging.getLogger("ipro")
 
-A14B_FRAMING, TI2V_5B_FRAMING = Framing(832, 480, 81, 16.0), Framing(1280, 704, 121, 24.0)
-"""What they were trained on."""
-
-
 Tuning = tuple[IproSettings, int]
 """What an update's memory and time hang on beside the network: the settings, and the adapter's rank."""
-
-
-@dataclass(frozen=True)
-class DeviceSettings:
-    """Where the work is done; changes no result but for rounding."""
-
-    device: str = knob("", "cuda, cuda:1, cpu, …; by default the first GPU, if there is one.")
-    resident_blocks: int = knob(
-        -1, "Blocks of the network kept on the GPU, the others stream; -1: by its memory."
-    )
-    states_on_host: Literal["auto", "yes", "no"] = knob(
-        "auto", "Whether what the backward pass needs of each block waits in the computer's memory."
-    )
 
 
 def plan_wan(

@@ -16,7 +16,7 @@ from ..ipro_core.models.wan_files import expert_of, family_of
 from ..ipro_core.studio import Network, Studio
 from ..ipro_core.training.presets import PRESETS, Preset
 from ..ipro_core.types import Framing
-from ..ipro_core.wan_job import BOUNDARY, WanFiles
+from ..ipro_core.wan_settings import BOUNDARY, WanFiles
 from ..ipro_core.wan_studio import Tuning, wan_framing, wan_studio
 from ._exact_lora import HostLayers
 from ._host_identity import identity

@@ -1,18 +1,18 @@
 """What the page is told of runs: events while one goes, and the same of any run when it asks."""
 
+from __future__ import annotations
+
 import time
 from pathlib import Path
 from typing import Any
 
-from ..ipro_core.clips.video import write_video
-from ..ipro_core.runs import read_config, read_metrics, read_seconds
 from ..ipro_core.types import StepRecord
 from . import _comfy
 
 RUNS = "ipro"
 """The folder of all runs, in the host's output."""
 MOST_RECORDS = 500
-_going: dict[str, "Monitor"] = {}
+_going: dict[str, Monitor] = {}
 """By the name of the run."""
 
 
@@ -56,7 +56,7 @@ class Monitor:
         self._before = time.perf_counter()
         self.tell_state("training")
 
-    def __enter__(self) -> "Monitor":
+    def __enter__(self) -> Monitor:
         _going[self.folder.name] = self
         self.tell_state("preparing")
         return self
@@ -77,6 +77,8 @@ def run_told(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: there is no such run.
     """
+    from ..ipro_core.runs import read_config, read_metrics, read_seconds
+
     updates, going = read_config(folder)["loop"]["updates"], _going.get(folder.name)
     records = [
         {"step": record.step, "seconds": seconds, "metrics": record.metrics}
@@ -100,6 +102,8 @@ def _thinned(records: list[Any]) -> list[Any]:
 
 def write_sample(folder: Path, step: int, videos: dict[str, Any], fps: float) -> None:
     """Keep what base and tuned made of one scene after an update."""
+    from ..ipro_core.clips.video import write_video
+
     for which, frames_TCHW in videos.items():
         write_video(folder / "samples" / f"update-{step:06d}-{which}.mp4", frames_TCHW, fps)
 

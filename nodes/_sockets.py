@@ -1,28 +1,33 @@
-"""What the sockets carry: small frozen values and the core's own, no network that we opened; and frames."""
+"""What the sockets carry: small frozen values and the core's own, no network that we opened; and frames.
+
+Here as in all of these files the core's workshops are imported where they are worked in, so that the host's
+start waits for menus alone.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..ipro_core.cache import name_of
 from ..ipro_core.clips.scenes import Scene, ShownScene, find_videos, fit
-from ..ipro_core.evaluation.compare import Comparison
 from ..ipro_core.files import fingerprint
-from ..ipro_core.job import name_of_scenes, showing_faces
-from ..ipro_core.rewards.base import Reward
-from ..ipro_core.studio import Network, Studio
-from ..ipro_core.tinyworld import open_tiny_world
-from ..ipro_core.tinyworld.scenes import tiny_scenes
-from ..ipro_core.training.ipro import IproSettings, TrainingSample
-from ..ipro_core.training.presets import PRESETS, Preset
+from ..ipro_core.training.settings import IproSettings
 from ..ipro_core.types import Clip, FacePool, Framing
-from ..ipro_core.wan_job import WanFiles
-from ..ipro_core.wan_studio import DeviceSettings, Tuning, open_wan
+from ..ipro_core.wan_settings import DeviceSettings, WanFiles
+
+if TYPE_CHECKING:
+    from ..ipro_core.evaluation.compare import Comparison
+    from ..ipro_core.rewards.base import Reward
+    from ..ipro_core.studio import Network, Studio
+    from ..ipro_core.training.ipro import TrainingSample
+    from ..ipro_core.training.presets import Preset
+    from ..ipro_core.wan_studio import Tuning
 
 CLIPS = io.Custom("IPRO_CLIPS")
 DATASET = io.Custom("IPRO_DATASET")
@@ -33,7 +38,7 @@ MODEL = io.Custom("IPRO_MODEL")
 OBJECTIVE = io.Custom("IPRO_OBJECTIVE")
 RUN = io.Custom("IPRO_RUN")
 COMPARISON = io.Custom("IPRO_COMPARISON")
-Text = Network[Callable[[str], Tensor]]
+Text: TypeAlias = "Network[Callable[[str], Tensor]]"
 
 
 @dataclass(frozen=True)
@@ -61,16 +66,22 @@ class ClipChoice:
             raise ValueError(
                 "Clips of the tiny world are 48 pixels wide: tune the tiny world's model on them."
             )
+        from ..ipro_core.job import showing_faces
+        from ..ipro_core.tinyworld.scenes import tiny_scenes
+
         return showing_faces(studio, tiny_scenes(self.split, self.count, self.seed))
 
     def name(self, studio: Studio) -> str:
         """Tells these clips from any others, for a run's settings."""
+        from ..ipro_core.cache import name_of
+        from ..ipro_core.job import name_of_scenes
+
         if self.videos:
             return name_of_scenes(studio.read_clips(self.videos))
         return name_of({"split": self.split, "count": self.count, "seed": self.seed})
 
     @classmethod
-    def of(cls, *places: Path) -> "ClipChoice":
+    def of(cls, *places: Path) -> ClipChoice:
         return cls(tuple(find_videos(places)))
 
 
@@ -110,8 +121,10 @@ class StillChoice:
         return fingerprint({"images": self.images_NCHW})
 
     @property
-    def text(self) -> Network[Callable[[str], Tensor]]:
+    def text(self) -> Text:
         """In the place of a text encoder."""
+        from ..ipro_core.studio import Network
+
         return Network(lambda: fingerprint({"text": self.text_LD}), lambda: lambda _: self.text_LD)
 
 
@@ -125,7 +138,7 @@ class Dataset:
     pool: FacePool | None = None
     """Whom all clips show; None: each clip its own person."""
 
-    def open_studio(self, model: "ModelChoice", tuning: Tuning) -> Studio:
+    def open_studio(self, model: ModelChoice, tuning: Tuning | None = None) -> Studio:
         """The model's, told what the host has encoded already."""
         text = self.clips.text if isinstance(self.clips, StillChoice) else None
         return model.open_studio(self.faces, tuning, text=text)
@@ -173,6 +186,8 @@ class TinyWorldModel:
 
     @property
     def preset(self) -> Preset:
+        from ..ipro_core.training.presets import PRESETS
+
         return PRESETS["tiny"]
 
     @property
@@ -182,6 +197,8 @@ class TinyWorldModel:
     def open_studio(
         self, faces: Path | None, tuning: Tuning | None = None, *, text: Text | None = None
     ) -> Studio:
+        from ..ipro_core.tinyworld import open_tiny_world
+
         studio = open_tiny_world(faces, self.device)
         return replace(studio, text=text) if text else studio
 
@@ -194,6 +211,8 @@ class WanModel:
 
     @property
     def preset(self) -> Preset:
+        from ..ipro_core.training.presets import PRESETS
+
         return PRESETS["local-14b" if self.wan.high_noise else "local-5b"]
 
     @property
@@ -203,6 +222,8 @@ class WanModel:
     def open_studio(
         self, faces: Path | None, tuning: Tuning | None = None, *, text: Text | None = None
     ) -> Studio:
+        from ..ipro_core.wan_studio import open_wan
+
         return open_wan(self.wan, faces, self.framing, self.device, tuning, text=text)
 
 

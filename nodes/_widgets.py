@@ -66,5 +66,5 @@ def _widget(declared: Any, kind: Any, advanced: bool) -> Any:
 
 
 def _step(default: float) -> float:
-    """A tenth of the default's first digit: the page shows as many places as the step has."""
-    return 10.0 ** (math.floor(math.log10(default)) - 1) if default else 0.01
+    """A hundredth of the default's first digit: the page shows as many places as the step has."""
+    return 10.0 ** (math.floor(math.log10(default)) - 2) if default else 0.01

@@ -7,15 +7,10 @@ from pathlib import Path
 import torch
 from comfy_api.latest import io
 
-from ..ipro_core.clips.curation import CurationSettings
 from ..ipro_core.clips.manifest import MANIFEST, UNKNOWN, Source, Split, kept_clips
-from ..ipro_core.clips.measures import MeasureSettings
 from ..ipro_core.clips.scenes import SUFFIXES, clip_of
+from ..ipro_core.clips.settings import CurationSettings, MeasureSettings, VisionSettings
 from ..ipro_core.clips.video import first_shown, probe, read_frames
-from ..ipro_core.clips.vision import VisionSettings
-from ..ipro_core.curating import PAGE, Curation, CurationPlan
-from ..ipro_core.evaluation.curation_page import reasons
-from ..ipro_core.tinyworld.scenes import SPLITS, tiny_scenes
 from . import _comfy
 from ._sockets import (
     CLIPS,
@@ -32,7 +27,6 @@ from ._widgets import settings_of, widgets
 
 CATEGORY = "1 Clips"
 TUNABLE = ("tuning", "held_out", "checks")
-assert set(TUNABLE) <= set(SPLITS)
 
 
 class LoadClips(io.ComfyNode):
@@ -144,6 +138,9 @@ class CurateClips(io.ComfyNode):
     @classmethod
     @_comfy.working("give smaller videos.")
     def execute(cls, clips: ClipChoice, face_models: Path, name: str, **given) -> io.NodeOutput:
+        from ..ipro_core.curating import PAGE, Curation, CurationPlan
+        from ..ipro_core.evaluation.curation_page import reasons
+
         if not clips.videos:
             raise ValueError("Clips of the tiny world need no curation: give videos, from Load Clips.")
         folder = _comfy.inside(_comfy.output_folder() / "ipro" / "curated", name)
@@ -222,6 +219,8 @@ class ShowClip(io.ComfyNode):
             count = min(max_frames or sys.maxsize, sys.maxsize if last is None else last - first)
             frames_TCHW = read_frames(clip.video, first, count)
         else:
+            from ..ipro_core.tinyworld.scenes import tiny_scenes
+
             *_, scene = tiny_scenes(clips.split, index + 1, clips.seed)
             prompt, fps = scene.prompt, 8.0
             frames_TCHW = scene.frames_TCHW[: max_frames or None]

@@ -1,22 +1,16 @@
 """Evaluation: how well faces are kept, base against tuned, and what speaks against it (Tables 1 to 6)."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 from torch import Tensor
 
 from ..ipro_core.clips.video import write_video
-from ..ipro_core.evaluation.compare import Comparison, SceneVideos, compare_videos
-from ..ipro_core.evaluation.facesim import face_sim, find_reference
-from ..ipro_core.evaluation.report import write_report
-from ..ipro_core.faces.packs import load_face_models
-from ..ipro_core.job import adapter_of_run, check_run_fits, shareable, showing_faces
-from ..ipro_core.runs import read_config, read_metrics
-from ..ipro_core.studio import Sampler, Studio
-from ..ipro_core.training.presets import Preset
 from . import _comfy
 from ._monitor import run_folder
 from ._sockets import (
@@ -31,6 +25,10 @@ from ._sockets import (
     RunFolder,
     frames_of,
 )
+
+if TYPE_CHECKING:
+    from ..ipro_core.evaluation.compare import Comparison, SceneVideos
+    from ..ipro_core.studio import Studio
 
 CATEGORY = "7 Evaluation"
 KL_UPDATES = 10
@@ -73,6 +71,9 @@ class FaceSimilarity(io.ComfyNode):
     @classmethod
     @_comfy.working("give shorter or smaller videos.")
     def execute(cls, video, reference, face_models: Path, fps: float, other=None) -> io.NodeOutput:
+        from ..ipro_core.evaluation.facesim import face_sim, find_reference
+        from ..ipro_core.faces.packs import load_face_models
+
         models, reference_CHW = load_face_models(face_models), frames_of(reference)[0]
         videos = {"video": frames_of(video)} | ({} if other is None else {"other": frames_of(other)})
         try:
@@ -124,6 +125,8 @@ class CompareRuns(io.ComfyNode):
     def execute(
         cls, video_model: ModelChoice, run: RunFolder, clips: ClipChoice, face_models: Path, seeds: int
     ) -> io.NodeOutput:
+        from ..ipro_core.job import check_run_fits
+
         studio = video_model.open_studio(face_models)
         check_run_fits(run.folder, studio)
         comparison, first = judge(studio.watched(_comfy.look), run, clips, range(seeds))
@@ -140,6 +143,12 @@ class CompareRuns(io.ComfyNode):
 
 def judge(studio: Studio, run: RunFolder, clips: ClipChoice, seeds: range) -> tuple[Comparison, SceneVideos]:
     """Every clip with every seed; and the first pair, to look at."""
+    from ..ipro_core.evaluation.compare import compare_videos
+    from ..ipro_core.job import adapter_of_run, showing_faces
+    from ..ipro_core.runs import read_config, read_metrics
+    from ..ipro_core.studio import Sampler
+    from ..ipro_core.training.presets import Preset
+
     settings = studio.fit(Preset.from_config(read_config(run.folder)).ipro, asked=False, known=True)
     scenes = showing_faces(studio, clips.scenes(studio))
     if not scenes:
@@ -149,7 +158,8 @@ def judge(studio: Studio, run: RunFolder, clips: ClipChoice, seeds: range) -> tu
             pass
     model = studio.model.open()
     model.place_adapter(adapter_of_run(run.folder)[1])
-    sampler, seen = Sampler(studio, model, studio.codec.open(), settings), list[SceneVideos]()
+    sampler = Sampler(studio, model, studio.codec.open(), settings)
+    seen: list[SceneVideos] = []
 
     def watched() -> Iterator[SceneVideos]:
         for pair in _comfy.shown(sampler.pairs(scenes, seeds), len(scenes) * len(seeds)):
@@ -181,6 +191,10 @@ class Report(io.ComfyNode):
     @classmethod
     @_comfy.working("free some memory.")
     def execute(cls, comparison: Judged) -> io.NodeOutput:
+        from ..ipro_core.evaluation.report import write_report
+        from ..ipro_core.job import shareable
+        from ..ipro_core.runs import read_config, read_metrics
+
         folder, measured = run_folder(comparison.run.name), comparison.comparison
         environment = json.loads((folder / "environment.json").read_text())
         steps, settings = read_metrics(folder), shareable(read_config(folder))

@@ -1,5 +1,8 @@
 """Faces: who is to be kept, as a pool of all faces of real clips (Section 4.2)."""
 
+from __future__ import annotations
+
+import math
 from pathlib import Path
 from typing import get_args
 
@@ -8,12 +11,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..ipro_core.clips.video import write_picture
-from ..ipro_core.evaluation.film import contact_sheet
-from ..ipro_core.faces.packs import find_pack, load_face_models
-from ..ipro_core.faces.pool import NoFace, build_pool, empty_pool, merge_pools
-from ..ipro_core.faces.tracks import Choose
-from ..ipro_core.tinyworld import FACE_PACK
-from ..ipro_core.types import FacePool
+from ..ipro_core.types import Choose, FacePool
 from . import _comfy
 from ._sockets import FACE_MODELS, FACE_POOL, frames_of, images_of
 
@@ -48,6 +46,9 @@ class LoadFaceModels(io.ComfyNode):
 
     @classmethod
     def execute(cls, pack: str) -> io.NodeOutput:
+        from ..ipro_core.faces.packs import find_pack
+        from ..ipro_core.tinyworld import FACE_PACK
+
         return io.NodeOutput(
             FACE_PACK if pack == EMBEDDED else find_pack(Path(pack).name, _comfy.face_roots())
         )
@@ -104,6 +105,9 @@ class BuildFacePool(io.ComfyNode):
     @classmethod
     @_comfy.working("give a shorter or smaller clip.")
     def execute(cls, clip, face_models, choose, min_face, keep_first, person=None) -> io.NodeOutput:
+        from ..ipro_core.faces.packs import load_face_models
+        from ..ipro_core.faces.pool import NoFace, build_pool, empty_pool
+
         frames_TCHW, models = frames_of(clip), load_face_models(face_models)
         reference_D = None
         if person is not None and len(person.embeddings_PD):
@@ -166,6 +170,8 @@ class MergeFacePools(io.ComfyNode):
     @classmethod
     @_comfy.working("merge fewer pools.")
     def execute(cls, pool_1, **more) -> io.NodeOutput:
+        from ..ipro_core.faces.pool import merge_pools
+
         pools = [pool_1, *(more[name] for name in sorted(more) if more[name] is not None)]
         return io.NodeOutput(merge_pools([pool for pool in pools if len(pool.embeddings_PD)] or pools[:1]))
 
@@ -241,11 +247,14 @@ def _told(pool: FacePool, frames_TCHW: Tensor, warning: str) -> dict[str, list]:
 
 
 def _sheet(pool: FacePool, frames_TCHW: Tensor) -> tuple[Tensor, int]:
+    from ..ipro_core.evaluation.film import contact_sheet
+
     at_S = torch.linspace(0, len(pool.frames_P) - 1, min(len(pool.frames_P), MOST_PICTURES)).round().long()
     if len(pool.frames_P) and int(pool.frames_P.max()) >= len(frames_TCHW):
         raise ValueError("The pool is of a longer clip than this: give the clip it was built from.")
     pictures = [frames_TCHW[int(frame)] for frame in pool.frames_P[at_S]]
-    return contact_sheet(pictures, pool.boxes_P4[at_S], size=PICTURE, columns=COLUMNS), COLUMNS
+    columns = max(1, min(COLUMNS, math.ceil(math.sqrt(2 * len(pictures)))))  # twice as wide as tall
+    return contact_sheet(pictures, pool.boxes_P4[at_S], size=PICTURE, columns=columns), columns
 
 
 def _finite(value: float) -> float:

@@ -10,10 +10,7 @@ import comfy.utils
 import torch
 from comfy_api.latest import io, ui
 
-from ..ipro_core.models.lora import import_lora
 from . import _comfy
-from ._exact_lora import StepRange, apply_lora
-from ._host_model import HostModel
 
 CATEGORY = "4 Models"
 
@@ -62,6 +59,8 @@ class ApplyLoRA(io.ComfyNode):
     def execute(
         cls, model: Any, lora_name: str, strength: float, first_step: int, end_step: int, steps: int
     ) -> io.NodeOutput:
+        from ._exact_lora import StepRange, apply_lora
+
         if first_step >= end_step:
             raise ValueError(
                 f"No step lies between first_step {first_step} and end_step {end_step}: make end_step larger."
@@ -132,6 +131,10 @@ class RoundTrip(NamedTuple):
 @torch.no_grad()
 def round_trip(patcher: Any, path: Path, positive: Any, latent: Mapping[str, Any]) -> RoundTrip:
     """One pass in the middle of the schedule, by the trainer's model, the host's loader and Apply LoRA."""
+    from ..ipro_core.models.lora import import_lora
+    from ._exact_lora import StepRange, apply_lora
+    from ._host_model import HostModel
+
     trainer = HostModel(patcher)
     condition = trainer.condition(positive, latent)
     import_lora(path, trainer)

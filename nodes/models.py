@@ -1,5 +1,7 @@
 """Models: which video model is tuned, by the files that ComfyUI users have (Section 5.1)."""
 
+from __future__ import annotations
+
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -7,15 +9,9 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..ipro_core.doctor import FOLDERS as LOOKED_INTO
-from ..ipro_core.doctor import JOBS, SIZES, diagnose
-from ..ipro_core.faces.packs import find_pack
-from ..ipro_core.studio import Network
 from ..ipro_core.types import Framing
-from ..ipro_core.wan_job import WanFiles
-from ..ipro_core.wan_studio import DeviceSettings
+from ..ipro_core.wan_settings import EMBEDDED, SIZES, DeviceSettings, WanFiles
 from . import _comfy
-from ._host_studio import HostModelChoice
 from ._sockets import MODEL, Text, TinyWorldModel, WanModel
 from ._widgets import settings_of, widgets
 
@@ -31,9 +27,6 @@ FOLDERS = {
 }
 OPTIONAL = ("high_noise", "text_encoder", "lightning", "high_lightning", "draft")
 """A text encoder is not wanted where the host has encoded the prompt: see Dataset from Image."""
-
-
-NO_TEXT: Text = Network(lambda: "", lambda: lambda _: torch.zeros(0, 4096))
 
 
 class LoadTinyWorld(io.ComfyNode):
@@ -84,7 +77,7 @@ class LoadWanExpert(io.ComfyNode):
         files |= {"judge": _judge_file(judge), "cache": _cache()}
         wan = WanModel(WanFiles(**files), settings_of(Framing, given), settings_of(DeviceSettings, given))
         # Files that do not go together are told here; only headers are read.
-        wan.open_studio(None, text=None if files["text_encoder"] else NO_TEXT)
+        wan.open_studio(None, text=None if files["text_encoder"] else _no_text())
         return io.NodeOutput(wan)
 
 
@@ -134,6 +127,8 @@ class UseComfyUIModel(io.ComfyNode):
         clip: Any = None,
         **given: Any,
     ) -> io.NodeOutput:
+        from ._host_studio import HostModelChoice
+
         names = {
             socket: _comfy.file_above(cls.hidden.prompt, cls.hidden.unique_id, socket)
             for socket in ("model", "high_noise")
@@ -145,7 +140,7 @@ class UseComfyUIModel(io.ComfyNode):
             cache=_cache(),
         )
         chosen = HostModelChoice(model, vae, clip, high_noise, settings_of(Framing, given), others)
-        chosen.open_studio(None, text=None if clip else NO_TEXT)  # what does not go together is told here
+        chosen.open_studio(None, text=None if clip else _no_text())  # what does not go together is told here
         return io.NodeOutput(chosen)
 
 
@@ -160,7 +155,7 @@ class CheckSetup(io.ComfyNode):
             "it and under which licence; this machine's memory, and the plan that fits it. Nothing is "
             "downloaded.",
             inputs=[
-                io.Combo.Input("job", options=list(JOBS), tooltip="What is to be tuned."),
+                io.Combo.Input("job", options=[EMBEDDED, *SIZES], tooltip="What is to be tuned."),
                 *widgets(Framing, plain=("",), without=("fps",)),
             ],
             outputs=[
@@ -176,9 +171,18 @@ class CheckSetup(io.ComfyNode):
     @classmethod
     @_comfy.working("free some memory.")
     def execute(cls, job: str, **given: Any) -> io.NodeOutput:
+        from ..ipro_core.doctor import FOLDERS as LOOKED_INTO
+        from ..ipro_core.doctor import diagnose
+
         framing = settings_of(Framing, given).filled(SIZES.get(job, Framing(1, 1, 1)))
         found = diagnose(job, {name: _comfy.model_folders(name) for name in LOOKED_INTO}, framing)
         return io.NodeOutput(found.text(), found.ready, ui={"text": (found.text(),)})
+
+
+def _no_text() -> Text:
+    from ..ipro_core.studio import Network
+
+    return Network(lambda: "", lambda: lambda _: torch.zeros(0, 4096))
 
 
 def _judge() -> list[Any]:
@@ -188,6 +192,8 @@ def _judge() -> list[Any]:
 
 
 def _judge_file(name: str) -> str:
+    from ..ipro_core.faces.packs import find_pack
+
     return "" if name == _comfy.NONE else str(find_pack(Path(name).name, _comfy.face_roots()))
 
 

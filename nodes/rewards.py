@@ -6,15 +6,15 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..ipro_core.faces.packs import load_face_models
-from ..ipro_core.faces.tracks import person_faces
 from ..ipro_core.rewards.base import reward_catalogue
+from ..ipro_core.rewards.weighted_sum import Part, WeightedSum
 from ..ipro_core.types import FacePool, GeneratedVideo
 from . import _comfy
 from ._sockets import FACE_MODELS, FACE_POOL, REWARD, frames_of
 from ._widgets import settings_of, widgets
 
 CATEGORY = "3 Rewards"
+FOR = "For IPRO Objective, Combine Rewards and Score Video."
 
 
 def reward_node(name: str, kind: type) -> type[io.ComfyNode]:
@@ -29,11 +29,7 @@ def reward_node(name: str, kind: type) -> type[io.ComfyNode]:
                 CATEGORY,
                 " ".join(inspect.getdoc(kind).split()),  # type: ignore[union-attr]
                 inputs=widgets(kind),
-                outputs=[
-                    REWARD.Output(
-                        display_name="reward", tooltip="For the IPRO Objective, or for Score Video."
-                    )
-                ],
+                outputs=[REWARD.Output(display_name="reward", tooltip=FOR)],
             )
 
         @classmethod
@@ -42,6 +38,39 @@ def reward_node(name: str, kind: type) -> type[io.ComfyNode]:
 
     RewardNode.__name__ = RewardNode.__qualname__ = kind.__name__
     return RewardNode
+
+
+class CombineRewards(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return _comfy.schema(
+            "CombineRewards",
+            "Combine Rewards",
+            CATEGORY,
+            "Several rewards as one: their sum, each times its weight. The objective's reward_weight then "
+            "weighs the sum against the KL anchor.",
+            inputs=[
+                part
+                for n in (1, 2, 3, 4)
+                for part in (
+                    REWARD.Input(f"reward_{n}", tooltip="One of the rewards.", optional=n > 2),
+                    io.Float.Input(
+                        f"weight_{n}",
+                        default=1.0,
+                        min=-10.0,
+                        max=10.0,
+                        step=0.05,
+                        tooltip="What it is multiplied by; below 0 it is avoided.",
+                    ),
+                )
+            ],
+            outputs=[REWARD.Output(display_name="reward", tooltip=FOR)],
+        )
+
+    @classmethod
+    def execute(cls, **given: Any) -> io.NodeOutput:
+        parts = [(given[f"weight_{n}"], given.get(f"reward_{n}")) for n in (1, 2, 3, 4)]
+        return io.NodeOutput(WeightedSum(tuple(Part(weight, one) for weight, one in parts if one)))
 
 
 class ScoreVideo(io.ComfyNode):
@@ -71,6 +100,9 @@ class ScoreVideo(io.ComfyNode):
     @classmethod
     @_comfy.working("give a shorter or smaller video.")
     def execute(cls, video, face_models: Path, pool: FacePool, reward) -> io.NodeOutput:
+        from ..ipro_core.faces.packs import load_face_models
+        from ..ipro_core.faces.tracks import person_faces
+
         if not len(pool.embeddings_PD):
             return io.NodeOutput(
                 0.0, 0.0, ui={"ipro_warning": ["The pool is empty: there is nobody to compare with."]}
@@ -87,4 +119,5 @@ class ScoreVideo(io.ComfyNode):
         return io.NodeOutput(score.value.item(), coverage, ui={"ipro_warning": warning})
 
 
-NODES = [*(reward_node(name, kind) for name, kind in sorted(reward_catalogue().items())), ScoreVideo]
+NODES = [reward_node(name, kind) for name, kind in sorted(reward_catalogue().items())]
+NODES += [CombineRewards, ScoreVideo]

@@ -1,25 +1,25 @@
 """Training: what is optimised, the run that does it, and the LoRA that comes of it (Eq. 3, Section 5.1)."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
-from ..ipro_core.cache import name_of
-from ..ipro_core.job import FIRST_SEED, LORA, Job, Tuner, adapter_of_run, save_adapter, usable
-from ..ipro_core.models.lora import lora_tensors
-from ..ipro_core.runs import Run, latest_state, read_config, read_metrics
-from ..ipro_core.training.ipro import IproSettings
-from ..ipro_core.training.loop import MAY_DIFFER, LoopSettings
-from ..ipro_core.training.presets import Preset
+from ..ipro_core.training.settings import IproSettings, LoopSettings
 from . import _comfy
 from ._monitor import Monitor, latest_sample, run_folder, run_told, write_sample
 from ._sockets import DATASET, MODEL, OBJECTIVE, REWARD, RUN, Dataset, Goal, ModelChoice, RunFolder
 from ._widgets import settings_of, widgets
+
+if TYPE_CHECKING:
+    from ..ipro_core.job import Job
+    from ..ipro_core.training.presets import Preset
 
 CATEGORY = "6 Training"
 ADVICE = (
@@ -71,24 +71,9 @@ class Train(io.ComfyNode):
                 ),
                 io.Int.Input("rank", default=32, min=1, max=512, tooltip="Rank of the LoRA; its alpha too."),
                 *widgets(LoopSettings, plain=("updates", "batch_size", "learning_rate", "seed")),
-                io.Int.Input(
-                    "sample_every",
-                    default=20,
-                    min=0,
-                    max=100_000,
-                    tooltip="Updates between two videos of the first clip, base and tuned from the same "
-                    "noise; 0: none.",
-                ),
+                _sample_every(),
             ],
-            outputs=[
-                RUN.Output(
-                    display_name="run", tooltip="Its folder, for Sample Video, Compare Runs and Save LoRA."
-                ),
-                io.LoraModel.Output(display_name="lora", tooltip="For the host's own Load LoRA Model."),
-                io.LossMap.Output(
-                    display_name="loss", tooltip="What was minimised, for the host's own Plot Loss Graph."
-                ),
-            ],
+            outputs=_results(),
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
@@ -105,40 +90,65 @@ class Train(io.ComfyNode):
         sample_every: int,
         **loop: Any,
     ) -> io.NodeOutput:
-        studio = dataset.open_studio(video_model, (objective.settings, rank))
-        plan = Preset(
-            settings_of(LoopSettings, loop), objective.settings, objective.reward, rank, studio.framing
-        )
-        plan = replace(plan, ipro=studio.fit(plan.ipro, asked=False, known=True))
-        job = Job(studio, plan, {**video_model.files, "faces": str(dataset.faces)})
-        config, folder = named(job, dataset, name)
-        with Monitor(cls.hidden.unique_id, folder, plan.loop.updates) as monitor:
-            if not finished(folder, plan.loop.updates):
-                tune(job.watched(_comfy.look), dataset, config, folder, monitor, sample_every)
-        return io.NodeOutput(*results(folder), ui={"ipro_run": [run_told(folder)]})
+        from ..ipro_core.training.presets import Preset
+
+        plan = Preset(settings_of(LoopSettings, loop), objective.settings, objective.reward, rank)
+        job = opened(video_model, dataset, plan)
+        config = settled(job, dataset)
+        folder = named(config, name)
+        return trained(cls.hidden.unique_id, job, dataset, config, folder, sample_every)
 
 
-def named(job: Job, dataset: Dataset, name: str) -> tuple[dict[str, Any], Path]:
-    """The run's settings, and its folder, which is named after them."""
+def opened(model: ModelChoice, dataset: Dataset, plan: Preset) -> Job:
+    """A job by this plan, but for what the model decides: its size, and where its part begins."""
+    from ..ipro_core.job import Job
+
+    studio = dataset.open_studio(model, (plan.ipro, plan.rank))
+    plan = replace(plan, ipro=studio.fit(plan.ipro, asked=False, known=True), framing=studio.framing)
+    return Job(studio, plan, {**model.files, "faces": str(dataset.faces)})
+
+
+def settled(job: Job, dataset: Dataset) -> dict[str, Any]:
+    """The run's settings."""
     told = dataset.clips.name(job.studio)
     if dataset.pool is not None:
         told += f" {dataset.pool.name}"
-    config = job.config([str(video) for video in dataset.clips.videos], dataset.clips.count, told)
+    return job.config([str(video) for video in dataset.clips.videos], dataset.clips.count, told)
+
+
+def named(config: Mapping[str, Any], name: str) -> Path:
+    """The run's folder, which is named after its settings."""
+    from ..ipro_core.cache import name_of
+    from ..ipro_core.training.loop import MAY_DIFFER
+
     kept = {part: value for part, value in config.items() if part not in MOVED}
     kept["loop"] = {k: v for k, v in config["loop"].items() if f"loop.{k}" not in MAY_DIFFER}
     readable = re.sub(r"[^\w-]+", "-", name).strip("-") or "run"
-    return config, run_folder(f"{readable}-{name_of(kept)[:8]}")
+    return run_folder(f"{readable}-{name_of(kept)[:8]}")
 
 
-def finished(folder: Path, updates: int) -> bool:
-    state = latest_state(folder)
-    return state is not None and state.step >= updates
+def trained(
+    node: str, job: Job, dataset: Dataset, config: Mapping[str, Any], folder: Path, sample_every: int
+) -> io.NodeOutput:
+    """A run that is finished, whether it had begun or not."""
+    from ..ipro_core.runs import latest_state
+
+    updates = job.plan.loop.updates
+    with Monitor(node, folder, updates) as monitor:
+        state = latest_state(folder)
+        if state is None or state.step < updates:
+            tune(job.watched(_comfy.look), dataset, config, folder, monitor, sample_every)
+    return io.NodeOutput(*results(folder), ui={"ipro_run": [run_told(folder)]})
 
 
 def tune(
     job: Job, dataset: Dataset, config: Mapping[str, Any], folder: Path, monitor: Monitor, sample_every: int
 ) -> None:
     """Begin the run, or go on with it."""
+    from ..ipro_core.job import FIRST_SEED, Tuner, usable
+    from ..ipro_core.runs import Run
+    from ..ipro_core.training.loop import MAY_DIFFER
+
     device = str(job.studio.device)
     may_differ = (*MAY_DIFFER, "clips", *(f"files.{file}" for file in config["files"]))
     opened = (
@@ -169,6 +179,10 @@ def tune(
 
 def results(folder: Path) -> tuple[RunFolder, dict[str, Any], dict[str, list[float]]]:
     """What a run leaves: itself, its adapter by the host's names, and the loss of each update."""
+    from ..ipro_core.job import LORA, adapter_of_run, save_adapter
+    from ..ipro_core.models.lora import lora_tensors
+    from ..ipro_core.runs import read_config, read_metrics
+
     config = read_config(folder)["ipro"]
     loss = [
         config["kl_weight"] * record.metrics["kl"] - config["reward_weight"] * record.metrics["reward"]
@@ -204,6 +218,8 @@ class SaveLora(io.ComfyNode):
     @classmethod
     @_comfy.working("free some memory.")
     def execute(cls, run: RunFolder, file: str) -> io.NodeOutput:
+        from ..ipro_core.job import save_adapter
+
         name = f"{file.removesuffix('.safetensors')}.safetensors"
         path = _comfy.inside(_comfy.lora_folder(), name)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -219,20 +235,16 @@ class LoadRun(io.ComfyNode):
             "Load Run",
             CATEGORY,
             "A run that lies in output/ipro, as far as it has come. To go on with it, queue the graph that "
-            "began it, or use `ipro train --resume`.",
+            "began it, or use Resume Run.",
             inputs=[io.Combo.Input("run", options=_runs(), tooltip="A folder in output/ipro.")],
-            outputs=[
-                RUN.Output(display_name="run", tooltip="For Sample Video, Compare Runs and Save LoRA."),
-                io.LoraModel.Output(
-                    display_name="lora", tooltip="Its newest adapter, for the host's Load LoRA Model."
-                ),
-                io.LossMap.Output(display_name="loss", tooltip="For the host's own Plot Loss Graph."),
-            ],
+            outputs=_results(),
             is_output_node=True,
         )
 
     @classmethod
     def fingerprint_inputs(cls, run: str) -> int:
+        from ..ipro_core.runs import read_metrics
+
         return len(read_metrics(run_folder(run)))
 
     @classmethod
@@ -242,8 +254,64 @@ class LoadRun(io.ComfyNode):
         return io.NodeOutput(*results(folder), ui={"ipro_run": [run_told(folder)]})
 
 
+class ResumeRun(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return _comfy.schema(
+            "ResumeRun",
+            "Resume Run",
+            CATEGORY,
+            "Go on with a run in output/ipro by its own settings, as if it had never been broken off; or "
+            "further than it was to go. A model or dataset other than it was begun with is refused.",
+            inputs=[
+                io.Combo.Input("run", options=_runs(), tooltip="A folder in output/ipro."),
+                MODEL.Input("video_model", tooltip="The model that it tunes; its files may have moved."),
+                DATASET.Input("dataset", tooltip="What it is tuned on."),
+                io.Int.Input(
+                    "updates",
+                    default=0,
+                    min=0,
+                    max=1_000_000,
+                    tooltip="How many it is to have in all; 0: as many as it was begun for.",
+                ),
+                _sample_every(),
+            ],
+            outputs=_results(),
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    @_comfy.working(ADVICE)
+    def execute(
+        cls, run: str, video_model: ModelChoice, dataset: Dataset, updates: int, sample_every: int
+    ) -> io.NodeOutput:
+        from ..ipro_core.runs import read_config
+        from ..ipro_core.training.presets import Preset
+
+        folder = run_folder(run)
+        plan = Preset.from_config(read_config(folder))
+        plan = replace(plan, loop=replace(plan.loop, updates=updates or plan.loop.updates))
+        job = opened(video_model, dataset, plan)
+        config = settled(job, dataset)
+        return trained(cls.hidden.unique_id, job, dataset, config, folder, sample_every)
+
+
+def _sample_every() -> Any:
+    told = "Updates between two videos of the first clip, base and tuned from the same noise; 0: none."
+    return io.Int.Input("sample_every", default=20, min=0, max=100_000, tooltip=told)
+
+
+def _results() -> list[Any]:
+    return [
+        RUN.Output(display_name="run", tooltip="For Sample Video, Compare Runs and Save LoRA."),
+        io.LoraModel.Output(display_name="lora", tooltip="Its adapter, for the host's Load LoRA Model."),
+        io.LossMap.Output(display_name="loss", tooltip="What was minimised, for the host's Plot Loss Graph."),
+    ]
+
+
 def _runs() -> list[str]:
     return sorted(config.parent.name for config in run_folder("").glob("*/config.json"))
 
 
-NODES = [IproObjective, Train, LoadRun, SaveLora]
+NODES = [IproObjective, Train, ResumeRun, LoadRun, SaveLora]

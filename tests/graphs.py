@@ -7,33 +7,47 @@ from typing import Any
 
 Facts = Mapping[str, Any]
 """The host's /object_info."""
-WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
-ROW, COLUMN, TALL = 26, 380, 80
-"""Pixels of the page: one widget, one column of nodes, a node's head."""
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3")
+BYPASSED, WIDE = 4, 7
+ROW, COLUMN, TALL, TEXT = 26, 380, 56, 60
+"""Pixels of the page: a widget, a column of nodes, a node's head and foot, what a longer text takes more."""
 
 
-PANELS = {"Train": 350, "LoadRun": 350, "CompareRuns": 340, "FaceSimilarity": 340}
-PANELS |= dict.fromkeys(("BuildFacePool", "ShowFaces", "MergeFacePools", "LoadFacePool"), 230)
-"""Pixels that a node's own panel takes (web/ipro.js)."""
+PANELS = {"Train": 350, "ResumeRun": 350, "LoadRun": 350, "CompareRuns": 340, "FaceSimilarity": 340}
+PANELS |= {"BuildFacePool": 230, "LoadImage": 240, "PreviewImage": 200}
+"""Pixels that a node's own panel takes (web/ipro.js), or the host's picture."""
 
 
 def to_api(workflow: Mapping[str, Any], facts: Facts) -> dict[str, Any]:
     """A workflow's file as the page would queue it."""
-    links = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
+    links, nodes = (
+        {link[0]: link for link in workflow["links"]},
+        {node["id"]: node for node in workflow["nodes"]},
+    )
+
+    def source(number: int) -> list[Any]:
+        """What a link brings: of a bypassed node its own input of the same kind."""
+        _, node, index, _, _, kind = links[number]
+        if nodes[node]["mode"] != BYPASSED:
+            return [str(node), index]
+        return next(source(given["link"]) for given in nodes[node]["inputs"] if given["type"] == kind)
+
     prompt = {}
     for node in workflow["nodes"]:
+        if node["mode"] == BYPASSED:
+            continue
         if node["type"] not in facts:
             assert node["type"] in ("Note", "MarkdownNote"), f"{node['type']} is no node of this host"
             continue
         inputs: dict[str, Any] = {}
         values = iter(node.get("widgets_values") or [])
         for name, options in widgets(facts[node["type"]]):
-            inputs[name] = next(values)
+            inputs[name] = next(values, options.get("default"))
             if options.get("control_after_generate"):
-                next(values)
+                next(values, None)
         for socket in node.get("inputs", []):
             if socket.get("link") is not None:
-                inputs[socket["name"]] = links[socket["link"]]
+                inputs[socket["name"]] = source(socket["link"])
         prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
     return prompt
 
@@ -44,7 +58,7 @@ def to_page(
     """A graph that is told by node names, laid out in columns from left to right.
 
     Args:
-        prompt: name → {"class_type", "inputs", also "title", "properties"}; a link is [name, index].
+        prompt: name → {"class_type", "inputs", also "title", "properties", "mode"}; a link is [name, index].
         notes: of the workflow: {"text": …} becomes a note at the left.
     """
     ids = {name: number for number, name in enumerate(prompt, start=1)}
@@ -57,6 +71,7 @@ def to_page(
         for name, above in sources.items():
             if name not in depth and all(source in depth for source in above):
                 depth[name] = 1 + max((depth[source] for source in above), default=-1)
+    columns = _columns(depth)
     nodes, links, below = [], [], dict[int, int]()
     for name, node in prompt.items():
         about = facts[node["class_type"]]
@@ -80,9 +95,10 @@ def to_page(
             if options.get("control_after_generate"):
                 values.append("fixed")
         rows = len(values) + max(len(sockets), len(about["output"]))
-        panel = PANELS.get(node["class_type"].removeprefix("IPRO_"), 0)
-        size = [COLUMN - 50, TALL + ROW * rows + panel]
-        place = depth[name]
+        tall = PANELS.get(node["class_type"].removeprefix("IPRO_"), 0)
+        tall += sum(TEXT for _, options in widgets(about) if options.get("multiline"))
+        size = [COLUMN - 50, TALL + ROW * rows + tall]
+        place = columns[name]
         top = below.get(place, 0)
         below[place] = top + size[1] + 60
         nodes.append(
@@ -93,7 +109,7 @@ def to_page(
                 "size": size,
                 "flags": {},
                 "order": len(nodes),
-                "mode": 0,
+                "mode": node.get("mode", 0),
                 "inputs": sockets,
                 "outputs": [
                     {"name": label, "type": kind, "links": None, "slot_index": index}
@@ -123,6 +139,18 @@ def to_page(
     return {**counts, "nodes": nodes, "links": links, "groups": [], "config": {}, "extra": {}, "version": 0.4}
 
 
+def _columns(depth: Mapping[str, int]) -> dict[str, int]:
+    """By node: a column for each depth; of a wide graph a chain of single nodes goes down in one."""
+    if max(depth.values()) < WIDE:
+        return dict(depth)
+    alone = [sum(other == place for other in depth.values()) == 1 for place in range(max(depth.values()) + 1)]
+    column, at = 0, []
+    for place, single in enumerate(alone):
+        column += bool(place) and not (single and alone[place - 1])
+        at.append(column)
+    return {name: at[place] for name, place in depth.items()}
+
+
 def widgets(about: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     """A node's widgets in the page's order: name and options."""
     known = {**about["input"].get("required", {}), **about["input"].get("optional", {})}
@@ -136,6 +164,8 @@ def widgets(about: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
                 options.setdefault("default", kind[0] if kind else "")
             elif kind == "COMBO":
                 options.setdefault("default", (options.get("options") or [""])[0])
+            elif kind == "COMFY_DYNAMICCOMBO_V3":
+                options.setdefault("default", options["options"][0]["key"])
             found.append((name, options))
     return found
 

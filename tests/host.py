@@ -27,6 +27,8 @@ import sys, traceback
 
 class Watch:
     def find_spec(self, name, path=None, target=None):
+        if name.endswith((".ipro_core.models", ".ipro_core.studio")):
+            print("IMPORTED BY THE PACK:", name, flush=True)
         if name in ("diffusers", "peft", "onnxruntime", "insightface", "cv2"):
             if any("ComfyUI-IPRO" in frame.filename for frame in traceback.extract_stack()):
                 print("IMPORTED BY THE PACK:", name, flush=True)
@@ -81,13 +83,17 @@ class Host:
                 break
             try:
                 self.get("/system_stats")
-                self.imported_at_start = re.findall("IMPORTED BY THE PACK: (.*)", self.log.read_text())
+                told = self.log.read_text()
+                self.imported_at_start = re.findall("IMPORTED BY THE PACK: (.*)", told)
+                took = re.findall(r"([\d.]+) seconds: .*ComfyUI-IPRO", told)
+                assert took, f"the host did not load the pack: {told[-3000:]}"
+                self.start_up = float(took[-1])
                 return self
             except OSError:
                 time.sleep(0.2)
         told = self.log.read_text()
         self.__exit__()
-        missing = re.findall(r"No module named '([^']+)'", told)
+        missing = re.findall(r"^ModuleNotFoundError: No module named '([^']+)'", told, re.MULTILINE)
         if missing:
             raise HostLacksPackage(f"{self.checkout} needs {missing[-1]}: see its requirements.txt")
         raise AssertionError(told[-3000:])
@@ -103,10 +109,6 @@ class Host:
     def get(self, path: str) -> Any:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=30) as answer:
             return json.loads(answer.read())
-
-    def start_up(self) -> float:
-        """Seconds that the pack took, by the newest of the host's import times lines."""
-        return float(re.findall(r"([\d.]+) seconds: .*ComfyUI-IPRO", self.log.read_text())[-1])
 
     def post(self, path: str, message: Mapping[str, Any]) -> Any:
         """What the host answers, also where it refuses."""

@@ -57,4 +57,18 @@ class Words:
         return ([[torch.zeros(1, 8, 4096), {}]],)
 
 
-NODE_CLASS_MAPPINGS = {"TestConditioning": Words}
+class TooLarge(Words):
+    """Stands for what no memory holds."""
+
+    RETURN_TYPES = ("VIDEO", "IPRO_MODEL")
+
+    def make(self):
+        return (self, self)
+
+    def get_components(self, *_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    open_studio = get_components
+
+
+NODE_CLASS_MAPPINGS = {"TestConditioning": Words, "TestTooLarge": TooLarge}

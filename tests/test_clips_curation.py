@@ -7,16 +7,10 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from ipro_core.clips.curation import (
-    RULES,
-    Answers,
-    Candidate,
-    CurationSettings,
-    counted_people,
-    judge,
-)
+from ipro_core.clips.curation import RULES, Answers, Candidate, counted_people, judge
 from ipro_core.clips.manifest import Source
 from ipro_core.clips.measures import PersonMeasures, ShotMeasures
+from ipro_core.clips.settings import CurationSettings
 from ipro_core.clips.shots import hash_bits, hash_distance
 
 

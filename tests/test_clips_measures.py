@@ -11,8 +11,9 @@ from tiny_clips import FPS, FRAMES
 from torch.nn.functional import interpolate
 
 from ipro_core.clips import shots
-from ipro_core.clips.measures import MeasureSettings, measure_video, nose_place, quality
+from ipro_core.clips.measures import measure_video, nose_place, quality
 from ipro_core.clips.pictures import PORTRAIT, portrait, sheet
+from ipro_core.clips.settings import MeasureSettings
 from ipro_core.clips.shots import dhash, find_shots, hash_bits, hash_distance
 from ipro_core.clips.video import write_video
 from ipro_core.faces.alignment import template

@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from ipro_core.clips import vision
-from ipro_core.clips.vision import ENDPOINT, KEY, OLLAMA, VisionClient, VisionSettings, check
+from ipro_core.clips.settings import ENDPOINT, KEY, OLLAMA, VisionSettings
+from ipro_core.clips.vision import VisionClient, check
 
 SCHEMA = {
     "covered_by": {"type": "string", "maxLength": 10},

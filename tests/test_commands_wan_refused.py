@@ -17,8 +17,8 @@ from ipro_core.clips.video import write_video
 from ipro_core.models.wan_files import open_wan_file
 from ipro_core.training.presets import LOCAL_14B
 from ipro_core.types import Framing
-from ipro_core.wan_job import WanFiles
-from ipro_core.wan_studio import DeviceSettings, open_wan, plan_wan
+from ipro_core.wan_settings import DeviceSettings, WanFiles
+from ipro_core.wan_studio import open_wan, plan_wan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -20,8 +20,10 @@ from test_commands import ROOT, SMALL, answer, refused
 
 from ipro_core import curating
 from ipro_core.__main__ import _parser, main
-from ipro_core.clips.manifest import MeasureSettings, kept_clips, measure, read_manifest
+from ipro_core.clips.manifest import kept_clips, read_manifest
+from ipro_core.clips.measured import measure
 from ipro_core.clips.scenes import clip_scenes, find_clips
+from ipro_core.clips.settings import MeasureSettings
 from ipro_core.clips.video import read_frames
 from ipro_core.commands.opening import warn_of_known_clips
 from ipro_core.evaluation.charts import histogram

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ipro_core.clips.curation import Candidate, CurationSettings, judge
-from ipro_core.clips.measures import MeasureSettings, measure_video
+from ipro_core.clips.curation import Candidate, judge
+from ipro_core.clips.measures import measure_video
+from ipro_core.clips.settings import CurationSettings, MeasureSettings
 from ipro_core.faces.packs import load_face_models
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

@@ -111,6 +111,55 @@ def test_another_setting_is_another_run_and_more_updates_are_the_same(host, fact
     assert [len(run["records"]) for run in runs] == [3, 4, 3] and runs[1]["records"][:3] == runs[0]["records"]
 
 
+def resuming(prompt, run, updates):
+    """A graph without the objective and the numbers that the run was begun with."""
+    graph, train = only(prompt, "IPRO_Train")
+    given = {name: graph[train]["inputs"][name] for name in ("video_model", "dataset")}
+    graph["resume"] = {
+        "class_type": "IPRO_ResumeRun",
+        "inputs": {**given, "run": run, "updates": updates, "sample_every": 0},
+    }
+    return only(graph, "IPRO_ResumeRun")[0]
+
+
+def test_a_run_goes_on_by_its_own_settings_when_its_graph_is_gone(host, facts):
+    how = {"sample_every": 0, "last_rate": 1.0}  # whose rates do not hang on where it is to end
+    whole, train = only(tiny_graph(facts, name="at once", **how), "IPRO_Train")
+    (at_once,) = host.execute(whole)[train]["ipro_run"]
+    part, train = only(tiny_graph(facts, name="in parts", updates=2, **how), "IPRO_Train")
+    (begun,) = host.execute(part)[train]["ipro_run"]
+    (ended,) = host.execute(resuming(part, begun["run"], 3))["resume"]["ipro_run"]
+    assert ended["run"] == begun["run"] and ended["state"] == "finished" and ended["updates"] == 3
+    assert lines(host, begun["run"]) == lines(host, at_once["run"])
+    other = tiny_graph(facts)
+    for node in other.values():
+        if node["class_type"] == "IPRO_TinyWorldClips":
+            node["inputs"]["count"] = 5
+    status = host.wait(host.queue(resuming(other, begun["run"], 4)))["status"]
+    (error,) = [told for name, told in status["messages"] if name == "execution_error"]
+    assert "other settings" in error["exception_message"] and "clips" in error["exception_message"]
+
+
+def test_a_run_is_tuned_on_a_sum_of_rewards(host, facts):
+    prompt, train = only(tiny_graph(facts, name="sum", updates=1, sample_every=0), "IPRO_Train")
+    (goal,) = [node["inputs"] for node in prompt.values() if node["class_type"] == "IPRO_Objective"]
+    prompt["face"] = {"class_type": "IPRO_ReferenceReward", "inputs": {"missing": "count"}}
+    weights = {"weight_1": 1.0, "weight_2": 0.25, "weight_3": 1.0, "weight_4": 1.0}
+    prompt["sum"] = {
+        "class_type": "IPRO_CombineRewards",
+        "inputs": {"reward_1": goal["reward"], "reward_2": ["face", 0], **weights},
+    }
+    goal["reward"] = ["sum", 0]
+    (run,) = host.execute(prompt)[train]["ipro_run"]
+    kept = json.loads((host.base / "output" / "ipro" / run["run"] / "config.json").read_text())["reward"]
+    assert kept["name"] == "weighted-sum"
+    assert [(part["weight"], part["name"]) for part in kept["parts"]] == [
+        (1.0, "face-pool"),
+        (0.25, "reference"),
+    ]
+    assert run["records"][0]["metrics"]["grad_norm"] > 0
+
+
 def test_the_page_is_told_of_every_update(host, facts):
     from aiohttp import ClientSession
 

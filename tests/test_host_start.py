@@ -32,6 +32,10 @@ def test_every_input_and_output_explains_itself(facts):
         assert all(about["output_tooltips"]) and len(about["output_tooltips"]) == len(about["output"]), name
 
 
+def test_every_help_page_is_of_a_node(facts):
+    assert {path.stem for path in (PACK / "web" / "docs").glob("*.md")} <= set(facts)
+
+
 def test_no_seed_that_decides_a_run_is_drawn_anew_by_the_page(facts):
     required = facts["IPRO_Train"]["input"]["required"]
     assert required["seed"][1]["control_after_generate"] is False
@@ -42,10 +46,10 @@ def test_nothing_heavy_is_imported_before_a_node_is_run(host):
     assert host.imported_at_start == []
 
 
-def test_the_pack_costs_a_tenth_of_a_second_of_the_hosts_start(host):
-    """With bytecode, as at every start but the first; the quickest of three, on a machine that others use."""
-    for _ in range(3):
-        with Host(host.checkout, host.base) as again:
-            if again.start_up() <= 0.1:
-                return
-    pytest.fail(f"{again.start_up()} s")
+def test_the_pack_costs_a_tenth_of_a_second_of_the_hosts_very_first_start(host, tmp_path):
+    """Without bytecode; the quickest of four, on a machine that others use."""
+    took = [host.start_up]
+    while min(took) > 0.1 and len(took) < 4:
+        with Host(host.checkout, tmp_path / str(len(took))) as again:
+            took.append(again.start_up)
+    assert min(took) <= 0.1, took

@@ -1,5 +1,6 @@
 """Eq. 5 and 6, the rewards they are compared with, and what a lost face may never do."""
 
+import json
 import math
 
 import pytest
@@ -11,6 +12,7 @@ from ipro_core.rewards.aligned import AlignedReward
 from ipro_core.rewards.base import reward_catalogue
 from ipro_core.rewards.face_pool import FacePoolReward, pool_similarity
 from ipro_core.rewards.reference import ReferenceReward
+from ipro_core.rewards.weighted_sum import Part, WeightedSum, reward_config, reward_of
 from ipro_core.types import FacePool, GeneratedVideo, PersonFaces
 
 
@@ -127,3 +129,40 @@ def test_every_reward_of_the_folder_is_in_the_catalogue():
         "face-pool": FacePoolReward,
         "reference": ReferenceReward,
     }
+
+
+def test_a_sum_of_rewards_is_each_times_its_weight_and_so_is_its_gradient():
+    # One frame at a, reference at 0°, pool at 90°: 2 cos a − 0.5 cos(90° − a). At a = 60° that is
+    # 2 · 1/2 − 0.5 · √3/2, and its slope along the angle −2 sin a − 0.5 cos a = −√3 − 1/4.
+    both = WeightedSum((Part(2.0, ReferenceReward()), Part(-0.5, FacePoolReward())))
+    face_TD = angles(60).requires_grad_()
+    pool = pool_of(angles(90), (0,), 1)
+    score = both(video_of(face_TD, (True,), pool=pool, reference_D=angles(0)[0]))
+    assert score.value.item() == pytest.approx(1 - 0.25 * math.sqrt(3), abs=1e-15)
+    assert score.per_frame_T.tolist() == pytest.approx([score.value.item()]) and score.seen_T.tolist() == [
+        True
+    ]
+    score.value.backward()
+    assert face_TD.grad is not None
+    along_D = angles(150)[0]
+    assert (face_TD.grad[0] @ along_D).item() == pytest.approx(-math.sqrt(3) - 0.25, abs=1e-12)
+
+
+def test_a_frame_that_one_reward_says_nothing_of_is_told_by_the_other():
+    # The real clip shows the face in its first frame alone: the second is the pool's to tell.
+    both = WeightedSum((Part(1.0, AlignedReward()), Part(1.0, FacePoolReward())))
+    pool = pool_of(angles(0), (0,), 2)
+    score = both(video_of(angles(0, 60), (True, True), pool=pool))
+    assert score.per_frame_T.tolist() == pytest.approx([2.0, 0.5])
+
+
+def test_a_sum_of_rewards_is_the_same_after_it_was_written_down():
+    inner = WeightedSum((Part(0.25, AlignedReward("skip")),))
+    both = WeightedSum((Part(2.0, ReferenceReward()), Part(1.0, inner)))
+    assert reward_of(json.loads(json.dumps(reward_config(both)))) == both
+    assert reward_config(FacePoolReward("skip")) == {"name": "face-pool", "missing": "skip"}
+
+
+def test_a_sum_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="at least one whose weight is not 0"):
+        WeightedSum((Part(0.0, FacePoolReward()),))

@@ -30,5 +30,13 @@ def test_no_address_but_the_servers_own_and_nothing_that_a_strict_page_refuses(s
         assert here or place in ("../../scripts/app.js", "../../scripts/api.js"), place
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "web" / "docs").glob("*.md")), ids=lambda path: path.stem)
+def test_a_help_page_opens_with_a_title_and_its_pictures_are_there(page):
+    text = page.read_text()
+    assert text.startswith("# ") and not re.search(r"https?://", text)
+    for about, picture in re.findall(r"!\[(.*)\]\((.*)\)", text):
+        assert about and (page.parent / picture).stat().st_size < 300_000, picture
+
+
 def test_only_the_extension_is_loaded_by_itself():
     assert [path.name for path in WEB if path.suffix == ".js"] == ["ipro.js"]

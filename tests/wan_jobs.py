@@ -8,8 +8,8 @@ from tiny_wan import SIZE, SMALL, flags
 from ipro_core.__main__ import main
 from ipro_core.studio import Studio
 from ipro_core.types import Framing
-from ipro_core.wan_job import WanFiles
-from ipro_core.wan_studio import DeviceSettings, open_wan
+from ipro_core.wan_settings import DeviceSettings, WanFiles
+from ipro_core.wan_studio import open_wan
 
 OPENERS = ("load_text_encoder", "load_vae", "load_face_models", "load_video_model")
 BOTH = ["I2V-A14B", "TI2V-5B"]

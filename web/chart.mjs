@@ -36,6 +36,7 @@ export function thinned(points, most) {
 
 export function number(value) {
   if (!Number.isFinite(value)) return "–";
+  if (Number.isInteger(value) && Math.abs(value) < 1e6) return String(value);
   return value !== 0 && Math.abs(value) < 0.001 ? value.toExponential(1) : value.toPrecision(3);
 }
 

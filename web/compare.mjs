@@ -2,17 +2,17 @@
 import { number, range, scale } from "./chart.mjs";
 import { canvasOf, colors, element, film, panelBox } from "./parts.mjs";
 
-const STRIP = 84;
+const STRIP = 96;
 
 export function frameAt(x, width, frames) {
   return Math.min(frames - 1, Math.max(0, Math.floor((x / width) * frames)));
 }
 
 // The points of each video's likeness; null where no face was found.
-export function curves(similarity, width, height) {
+export function curves(similarity, width, height, top = 4) {
   const span = range(similarity.flat().filter((value) => value !== null));
   if (!span) return [];
-  const y = scale(span, [height - 4, 4]);
+  const y = scale(span, [height - 4, top]);
   return similarity.map((line) => line.map((value, frame) => [((frame + 0.5) * width) / line.length, value === null ? null : y(value)]));
 }
 
@@ -23,7 +23,7 @@ export function comparePanel({ view, document }) {
   const likeness = canvasOf(document, STRIP, () => `Likeness, frame ${frame + 1} of ${told.frames}`, (context, width, height) => {
     const { text, grid, lines } = colors(box);
     context.clearRect(0, 0, width, height);
-    curves(told.similarity, width, height).forEach((line, index) => {
+    curves(told.similarity, width, height, 8 + 13 * told.similarity.length).forEach((line, index) => {
       context.strokeStyle = context.fillStyle = lines[index % lines.length];
       context.beginPath();
       let open = false;

@@ -8,7 +8,9 @@ import { runPanel } from "./run_monitor.mjs";
 const HEIGHTS = { run: 330, pool: 220, compare: 320 };
 // What a node's `ui` holds decides which panel it gets.
 const PANELS = { ipro_run: ["run", runPanel], ipro_pool: ["pool", poolPanel], ipro_compare: ["compare", comparePanel] };
-const RUNS = ["IPRO_Train", "IPRO_LoadRun"];
+const RUNS = ["IPRO_Train", "IPRO_ResumeRun", "IPRO_LoadRun"];
+
+const ours = (node) => Boolean(node.comfyClass?.startsWith("IPRO_"));
 
 // A file of the host's, as the page reaches it.
 export function view(file) {
@@ -26,9 +28,11 @@ function panelOf(node, kind, make) {
   return node.iproPanels[kind];
 }
 
+const root = () => app.rootGraph ?? app.graph;
+
 // An id such as 129:85 is of a node within a subgraph.
 function nodeOf(id) {
-  let graph = app.graph, node = null;
+  let graph = root(), node = null;
   for (const part of String(id).split(":")) {
     node = graph?.getNodeById(Number(part)) ?? graph?.getNodeById(part);
     graph = node?.subgraph;
@@ -38,10 +42,29 @@ function nodeOf(id) {
 
 const plain = (title) => title.replace(/^⚠ /, "");
 
-function warn(node, sentences) {
+function show(node, output) {
+  for (const [key, [kind, make]] of Object.entries(PANELS)) {
+    for (const told of output?.[key] ?? []) panelOf(node, kind, make).tell("ui", told);
+  }
   const title = plain(node.title);
-  node.title = sentences.length ? `⚠ ${title}` : title;
-  if (sentences.length) app.extensionManager?.toast?.add?.({ severity: "warn", summary: title, detail: sentences.join(" "), life: 8000 });
+  node.title = output?.ipro_warning?.length ? `⚠ ${title}` : title;
+  node.iproShown = true;
+}
+
+function toast(node, sentences) {
+  if (sentences.length) app.extensionManager?.toast?.add?.({ severity: "warn", summary: plain(node.title), detail: sentences.join(" "), life: 8000 });
+}
+
+// A page that was reloaded has forgotten what its nodes gave; the server has not.
+async function drawPast() {
+  const history = await (await api.fetchApi("/history?max_items=16")).json();
+  for (const { prompt, outputs } of Object.values(history).reverse()) {
+    if (prompt[3]?.extra_pnginfo?.workflow?.id !== root().id) continue;
+    for (const [id, output] of Object.entries(outputs)) {
+      const node = nodeOf(id);
+      if (node && !node.iproShown && ours(node) && node.comfyClass === prompt[2][id]?.class_type) show(node, output);
+    }
+  }
 }
 
 async function drawGoingRuns() {
@@ -65,10 +88,10 @@ app.registerExtension({
     }
   },
   async afterConfigureGraph() {
-    drawGoingRuns().catch((error) => console.warn("IPRO: the going runs could not be asked for.", error));
+    drawPast().then(drawGoingRuns).catch((error) => console.warn("IPRO: the server could not be asked for its runs.", error));
   },
   async nodeCreated(node) {
-    if (!node.comfyClass?.startsWith("IPRO_")) return;
+    if (!ours(node)) return;
     if (RUNS.includes(node.comfyClass)) panelOf(node, "run", runPanel);
     const saved = node.onSerialize;
     node.onSerialize = function (told) {
@@ -78,10 +101,8 @@ app.registerExtension({
     const before = node.onExecuted;
     node.onExecuted = function (output) {
       before?.call(this, output);
-      for (const [key, [kind, make]] of Object.entries(PANELS)) {
-        for (const told of output?.[key] ?? []) panelOf(this, kind, make).tell("ui", told);
-      }
-      warn(this, output?.ipro_warning ?? []);
+      show(this, output);
+      toast(this, output?.ipro_warning ?? []);
     };
   },
 });

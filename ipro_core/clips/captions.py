@@ -8,7 +8,7 @@ from io import BytesIO
 from pathlib import Path
 
 from .curation import Answers
-from .manifest import sheet_path
+from .measured import sheet_path
 from .measures import ShotMeasures
 from .vision import Schema, VisionClient
 

@@ -20,8 +20,9 @@ from ..faces.detector import Detector
 from ..faces.recognizer import Recognizer
 from ..faces.tracks import SeenFaces, follow_people, see_faces
 from ..files import sha256
-from ..types import Face, knob
+from ..types import Face
 from .pictures import portrait, small_frame
+from .settings import MeasureSettings
 from .shots import SAMPLED, Shot, find_shots
 from .video import TIME_ROUNDING, VideoFacts, iterate_frames, probe
 
@@ -31,14 +32,6 @@ MOST_PIXELS = 1920
 """Of the longer side; larger frames are shrunk, as they are for training."""
 FACE = 56
 """Pixels that a face's quality is looked at with: larger ones are shrunk, so that large and small compare."""
-
-
-@dataclass(frozen=True)
-class MeasureSettings:
-    looks: float = knob(4.0, "Frames a second in which faces are looked for.", min=0.1, max=120)
-    longest: float = knob(
-        12.0, "Seconds: longer shots are cut into equal pieces that are not longer; 0: never.", min=0
-    )
 
 
 @dataclass(frozen=True)

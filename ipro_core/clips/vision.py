@@ -15,21 +15,16 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..types import knob
 from .lines import append_lines, read_lines
+from .settings import ENDPOINT, KEY, OLLAMA, VisionSettings
 
 log = logging.getLogger("ipro")
 
-KEY, ENDPOINT = "IPRO_VISION_KEY", "IPRO_VISION_ENDPOINT"
-"""Environment variables: the key, for servers that want one, and where the server is. A graph has no widgets
-for them: a stranger's workflow would send pictures of yours to an address of theirs, yours carry your key."""
-OLLAMA = "http://127.0.0.1:11434/v1"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LARGEST_REPLY = 1 << 20
 """Bytes."""
@@ -41,21 +36,6 @@ MAY_PASS = (408, 409, 425, 429, 500, 502, 503, 504)
 Schema = Mapping[str, Mapping[str, Any]]
 """The properties of a flat JSON object, every one of them required: {"enum": […]}, or {"type": "string",
 "minLength": …, "maxLength": …}."""
-
-
-@dataclass(frozen=True)
-class VisionSettings:
-    vision_model: str = knob(
-        "",
-        "Name of a vision-language model that judges occlusion and writes captions; empty: nobody is asked.",
-    )
-    vision_endpoint: str = knob(
-        "",
-        f"OpenAI-compatible address that serves it; pictures of the clips go there. Empty: ${ENDPOINT}, else "
-        f"Ollama's on this machine, {OLLAMA}. A key, where one is wanted: ${KEY}.",
-    )
-    vision_timeout: float = knob(120.0, "Seconds to wait for an answer.", min=0.1)
-    vision_tries: int = knob(3, "How often a question is asked until it is answered well.", min=1)
 
 
 class NobodyAnswers(ValueError):

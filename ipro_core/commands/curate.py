@@ -8,11 +8,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from ..clips.curation import CurationSettings
 from ..clips.manifest import MANIFEST, UNKNOWN, Source
-from ..clips.measures import MeasureSettings
 from ..clips.scenes import find_videos
-from ..clips.vision import VisionSettings
+from ..clips.settings import CurationSettings, MeasureSettings, VisionSettings
 from ..curating import PAGE, Curation, CurationPlan
 from ..evaluation.curation_page import reasons
 from ..faces.packs import find_pack

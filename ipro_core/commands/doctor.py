@@ -4,8 +4,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..doctor import FOLDERS, JOBS, SIZES, diagnose
+from ..doctor import FOLDERS, JOBS, diagnose
 from ..types import Framing
+from ..wan_settings import SIZES
 from .flags import add_knobs, given_knobs, models_folders
 
 

@@ -21,8 +21,8 @@ from ..tinyworld import open_tiny_world
 from ..training.ipro import IproSettings
 from ..training.presets import PRESETS, Preset
 from ..types import Framing
-from ..wan_job import WanFiles
-from ..wan_studio import DeviceSettings, open_wan
+from ..wan_settings import DeviceSettings, WanFiles
+from ..wan_studio import open_wan
 from .flags import add_knobs, given_knobs, pack_roots, progress
 
 logger = logging.getLogger("ipro")

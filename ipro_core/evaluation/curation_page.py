@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from ..clips.curation import RULES, CurationSettings, Rule, Ruling, Verdict
-from ..clips.manifest import sheet_path
+from ..clips.curation import RULES, Rule, Ruling, Verdict
+from ..clips.measured import sheet_path
+from ..clips.settings import CurationSettings
 from ..clips.video import read_image
 from ..files import write_atomically
 from .charts import histogram

@@ -2,18 +2,15 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..types import Face, FacePool, FaceTrack, PersonFaces
+from ..types import Choose, Face, FacePool, FaceTrack, PersonFaces
 from .alignment import crop_corners, crop_faces
 from .detector import Detector
 from .recognizer import Recognizer
-
-Choose = Literal["tracked", "largest"]
 
 SAME_PERSON = 0.35
 """Cosine from which a face is the subject wherever it appears; other people stay below 0.34 (300 pairs)."""

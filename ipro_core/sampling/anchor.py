@@ -1,10 +1,8 @@
 """The multi-step KL anchor to the frozen model (Eq. 7)."""
 
-from typing import Literal
-
 from torch import Tensor
 
-AnchorWeighting = Literal["sigma", "uniform"]
+from ..types import AnchorWeighting
 
 
 def anchor_weight(sigma: float, weighting: AnchorWeighting = "sigma") -> float:

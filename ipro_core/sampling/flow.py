@@ -24,6 +24,21 @@ def switch_step(sigmas: Tensor, boundary: float) -> int:
     return int((sigmas >= boundary - 1e-6).sum())
 
 
+def expert_switch(steps: int, shift: float, boundary: float) -> int:
+    """`switch_step` of a schedule for two experts.
+
+    Raises:
+        ValueError: it leaves the low-noise expert nothing to do.
+    """
+    switch = switch_step(shifted_sigmas(steps, shift), boundary)
+    if switch >= steps:
+        raise ValueError(
+            f"{steps} steps at shift {shift:g} leave nothing to the low-noise expert, which begins below "
+            f"noise level {boundary:g}: take more steps or a smaller shift."
+        )
+    return switch
+
+
 def euler_step(x: Tensor, v: Tensor, sigma: float, sigma_next: float) -> Tensor:
     """x at sigma_next, along the velocity v = dx/dsigma at sigma."""
     return x + (sigma_next - sigma) * v

@@ -17,21 +17,19 @@ model that offers `velocities` no second run of its blocks.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..models.base import VideoCodec, VideoModel, pull
-from ..types import RewardScore, Rollout
-from .anchor import AnchorWeighting, kl_anchor
+from ..types import AnchorWeighting, KLThrough, RewardScore, Rollout
+from .anchor import kl_anchor
 from .flow import euler_step
 from .rollout import steps
 
 Score = Callable[[Tensor, int], RewardScore]
 """score(frames_TCHW, index in the batch), differentiable in the frames."""
-
-KLThrough = Literal["detached", "exact", "biased"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,31 +17,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from ..runs import Run, State, latest_state
-from ..types import StepRecord, check_knobs, knob
-
-
-@dataclass(frozen=True)
-class LoopSettings:
-    """How the adapter is optimised. An update is one optimiser step; a step is one of the sampler's."""
-
-    updates: int = knob(100, "Optimiser steps in all.", min=1)
-    batch_size: int = knob(64, "Videos sampled for one update.", min=1)
-    learning_rate: float = knob(2e-5, "Adam's learning rate, reached after the warm-up.", min=0)
-    warmup: int = knob(0, "Updates over which the learning rate rises to its value; 0: none.", min=0)
-    last_rate: float = knob(
-        1.0, "Share of the learning rate that the last update has, reached in a straight line.", min=0, max=1
-    )
-    averaging: float = knob(
-        0.0,
-        "Share of the past in a running average of the adapter, which is then what the run gives; 0: the "
-        "adapter of the last update.",
-        min=0,
-        max=0.9999,
-    )
-    clip_norm: float = knob(0.0, "Largest norm of the adapter's gradient; 0: no limit.", min=0)
-    seed: int = knob(0, "Decides the order of samples and all noise.", min=0)
-    checkpoint_every: int = knob(10, "Updates between two saved states; one is also saved at the end.", min=1)
-
+from ..types import StepRecord, check_knobs
+from .settings import LoopSettings
 
 MAY_DIFFER = ("loop.updates", "loop.checkpoint_every")
 """For `Run.open`, where config.json keeps LoopSettings as `loop`: these change nothing already done."""

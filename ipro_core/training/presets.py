@@ -10,6 +10,7 @@ from typing import Any
 
 from ..rewards.base import Reward, reward_catalogue
 from ..rewards.face_pool import FacePoolReward
+from ..rewards.weighted_sum import reward_config, reward_of
 from ..types import Framing
 from .ipro import IproSettings
 from .loop import LoopSettings
@@ -35,7 +36,9 @@ class Preset:
         if name := settings.pop("reward", None):
             if name not in reward_catalogue():
                 raise ValueError(f"There is no reward {name}: choose {', '.join(reward_catalogue())}.")
-            reward = reward_catalogue()[name](**asdict(reward))
+            kind = reward_catalogue()[name]
+            kept = {f.name: getattr(reward, f.name) for f in fields(kind) if hasattr(reward, f.name)}
+            reward = kind(**kept)
 
         def of(part: Any) -> dict[str, Any]:
             return {f.name: settings.pop(f.name) for f in fields(part) if f.name in settings}
@@ -53,18 +56,15 @@ class Preset:
 
     def config(self) -> dict[str, Any]:
         """As config.json keeps it."""
-        reward: Any = self.reward
-        name = next(name for name, kind in reward_catalogue().items() if isinstance(reward, kind))
         parts = {"loop": asdict(self.loop), "ipro": asdict(self.ipro), "framing": asdict(self.framing)}
-        return {"rank": self.rank, "reward": {"name": name, **asdict(reward)}, **parts}
+        return {"rank": self.rank, "reward": reward_config(self.reward), **parts}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Preset":
         """What `config` wrote."""
-        reward = dict(config["reward"])
-        kind = reward_catalogue()[reward.pop("name")]
         loop, ipro = LoopSettings(**config["loop"]), IproSettings(**config["ipro"])
-        return cls(loop, ipro, kind(**reward), config["rank"], Framing(**config.get("framing", {})))
+        reward, framing = reward_of(config["reward"]), Framing(**config.get("framing", {}))
+        return cls(loop, ipro, reward, config["rank"], framing)
 
 
 PAPER = Preset(
