@@ -231,6 +231,12 @@ def test_the_vision_model_is_asked_of_what_passes_and_writes_the_prompts(clips, 
         assert told["film 1"]["answers"]["covered_by"] == "a mask"
         assert told["two"]["prompt"] == "a person comes closer"
         assert told["three"]["prompt"] == "The person turns to the side and smiles."
+        prompts = {
+            str(clip.video.stem): clip.prompt
+            for split in ("tuning", "evaluation")
+            for clip in kept_clips(tmp_path / "manifest.jsonl", split)
+        }
+        assert prompts["two"] == told["two"]["prompt"] and prompts["film"] == told["three"]["prompt"]
         curate(tmp_path, clips, *asking)
         assert len(server.asked) == asked  # every answer was kept
     finally:
