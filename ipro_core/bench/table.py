@@ -47,7 +47,7 @@ BENCHES = {
             Size("T2V-1.3B", 64, 64, 9),
         ),
         Width(heads=2, head_dim=16, ffn=64, layers=4, decoder=4),
-        repeats=3,
+        repeats=7,
     ),
     "moderate": Bench(
         (Size("I2V-A14B", 208, 160, 33),),
