@@ -6,246 +6,36 @@ Prints a line of JSON with the figures of each task; everything runs in inferenc
 """
 
 import importlib
-import importlib.util
 import json
 import logging
-import os
-import sys
-from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
-from host_modules import lend_missing_modules
-
-host, *jobs = sys.argv[1:]
-root = Path(__file__).parent.parent
-sys.argv = sys.argv[:1]
-os.chdir(host)
-sys.path[:] = [host, *(place for place in sys.path if place not in ("", str(root)))]
-lend_missing_modules()
-import torch  # noqa: E402
-from comfy.cli_args import args  # noqa: E402
-
-args.cpu = True
-import comfy.latent_formats  # noqa: E402
-import comfy.model_sampling  # noqa: E402
-import comfy.sample  # noqa: E402
-import comfy.sd  # noqa: E402
-import comfy.utils  # noqa: E402
-from comfy.ldm.wan.vae import WanVAE  # noqa: E402
-from comfy.model_patcher import ModelPatcher  # noqa: E402
-
-torch.set_num_threads(1)
-spec = importlib.util.spec_from_file_location(
-    "pack", root / "__init__.py", submodule_search_locations=[str(root)]
+import host_inside as here
+import torch
+from host_gradient import states, train
+from host_inside import (
+    SEED,
+    SHIFT,
+    STEPS,
+    comfy,
+    distance,
+    draw,
+    exact_lora,
+    filled,
+    flow,
+    host_model,
+    host_studio,
+    jobs,
+    ksampler,
+    lora,
+    our_sampler,
+    rollout,
+    scene,
+    switches,
+    vae_files,
+    with_shift,
 )
-sys.modules["pack"] = importlib.util.module_from_spec(spec)
-switches = importlib.import_module("pack.nodes._host_switches")
-host_model = importlib.import_module("pack.nodes._host_model")
-host_studio = importlib.import_module("pack.nodes._host_studio")
-exact_lora = importlib.import_module("pack.nodes._exact_lora")
-lora = importlib.import_module("pack.ipro_core.models.lora")
-keys = importlib.import_module("pack.ipro_core.models.lora_keys")
-vae_files = importlib.import_module("pack.ipro_core.models.vae_files")
-flow = importlib.import_module("pack.ipro_core.sampling.flow")
-gradient = importlib.import_module("pack.ipro_core.sampling.gradient")
-rollout = importlib.import_module("pack.ipro_core.sampling.rollout")
-types = importlib.import_module("pack.ipro_core.types")
-
-STEPS, SHIFT, SEED = 8, 5.0, 3
-
-
-def draw(*shape, seed):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def with_shift(patcher):
-    """As ModelSamplingSD3 does it, whose module imports all of the host."""
-    kind = type("Shifted", (comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST), {})
-    sampling, clone = kind(patcher.model.model_config), patcher.clone()
-    sampling.set_parameters(shift=SHIFT, multiplier=1000)
-    clone.add_object_patch("model_sampling", sampling)
-    return clone
-
-
-def scene(patcher, seed=0):
-    """CONDITIONING and LATENT as WanImageToVideo and Wan22ImageToVideoLatent give them; 2 × 3 × 2 tokens."""
-    network = patcher.model.diffusion_model
-    channels, told = network.out_dim, {"pooled_output": None}
-    latent = {"samples": torch.zeros(1, channels, 2, 6, 4)}
-    if network.in_dim > channels:
-        mask = torch.ones(1, 1, 2, 6, 4)
-        mask[:, :, 0] = 0
-        told |= {"concat_latent_image": draw(1, 16, 2, 6, 4, seed=seed + 1), "concat_mask": mask}
-    elif channels == 48:
-        mask = torch.ones(1, 1, 2, 6, 4)
-        mask[:, :, :1] = 0
-        known = comfy.latent_formats.Wan22().process_out(latent["samples"])
-        known[:, :, :1] = draw(1, 48, 1, 6, 4, seed=seed + 1)
-        latent = {"samples": known, "noise_mask": mask}
-    return [[draw(1, 16, 4096, seed=seed + 2), told]], latent
-
-
-def ksampler(patcher, conditioning, latent):
-    """What KSampler does with euler and simple, seed SEED."""
-    noise = comfy.sample.prepare_noise(latent["samples"], SEED)
-    return comfy.sample.sample(
-        patcher, noise, STEPS, 1.0, "euler", "simple", conditioning, conditioning, latent["samples"],
-        noise_mask=latent.get("noise_mask"), disable_pbar=True, seed=SEED,
-    )  # fmt: skip
-
-
-def our_sampler(model, conditioning, latent, *, frozen=False):
-    noise = comfy.sample.prepare_noise(latent["samples"], SEED)
-    sigmas = flow.shifted_sigmas(STEPS, SHIFT)
-    condition = model.condition(conditioning, latent)
-    x = rollout.sample(model, noise, condition, sigmas, frozen=frozen)
-    return model.patcher.model.process_latent_out(x.float()).cpu()
-
-
-def filled(model, size=0.05, rank=4):
-    """An adapter that does something; alpha is half its rank."""
-    model.new_adapter(rank, rank / 2)
-    with torch.inference_mode(False):
-        layers = {
-            name: keys.LowRank(layer.down_RI, size * draw(*layer.up_OR.shape, seed=len(name)), layer.alpha)
-            for name, layer in model.adapter().items()
-        }
-        model.place_adapter(layers)
-
-
-def distance(a, b):
-    return ((a - b).norm() / b.norm()).item()
-
-
-class Codec:
-    """Latents are frames: what is tested is the network's gradient."""
-
-    def decode(self, latents_BCTHW):
-        return latents_BCTHW[:, :3].transpose(1, 2)
-
-    def pullback(self, latents_BCTHW, gradient_BTCHW):
-        pulled = torch.zeros_like(latents_BCTHW)
-        pulled[:, :3] = gradient_BTCHW.transpose(1, 2)
-        return pulled
-
-
-def score(frames_TCHW, index):
-    value = (frames_TCHW * draw(*frames_TCHW.shape, seed=8)).mean()
-    return types.RewardScore(value, value.detach()[None], torch.ones(1, dtype=torch.bool))
-
-
-def states(patcher):
-    """Which tensors the host's network has, and what is done to its modules."""
-    modules = list(patcher.model.diffusion_model.named_modules())
-    tensors = {
-        f"{name}.{key}": id(tensor)
-        for name, module in modules
-        for store in (module._parameters, module._buffers)
-        for key, tensor in store.items()
-    }
-    changed = [name for name, module in modules if "forward" in vars(module) or module._forward_hooks]
-    return tensors, changed
-
-
-def train(patcher, conditioning, latent):
-    """One IPRO gradient of two steps, and the same by plain autograd through the host's forward."""
-    with torch.inference_mode(False):
-        model = host_model.HostModel(patcher)
-        filled(model)
-        condition = model.condition(conditioning, latent)
-        x, sigmas = draw(*latent["samples"].shape, seed=4), flow.shifted_sigmas(STEPS, SHIFT)[5:]
-        more = {"grad_steps": 2, "kept_passes": 1, "kl_through": "exact"}
-        gradient.reward_gradient(model, Codec(), score, x, condition, sigmas, **more)
-        ours = {name: tensor.grad.clone() for name, tensor in model.adapter_parameters().items()}
-        for tensor in model.adapter_parameters().values():
-            tensor.grad = None
-        levels, (velocity, frozen_velocity) = sigmas.tolist(), by_autograd(model)
-        with torch.no_grad():
-            x = flow.euler_step(x, model.velocity(x, levels[0], condition), levels[0], levels[1])
-        loss = 0.0
-        for sigma, sigma_next in pairwise(levels[1:]):
-            v, v_ref = velocity(x, sigma, condition), frozen_velocity(x, sigma, condition)
-            loss = loss + (v - v_ref).square().mean() / (2 * sigma**2) / 2
-            x = flow.euler_step(x, v, sigma, sigma_next)
-        (loss - 0.1 * score(Codec().decode(x)[0], 0).value).backward()
-        plain = {name: tensor.grad for name, tensor in model.adapter_parameters().items()}
-        both = [torch.cat([grad.flatten() for grad in grads.values()]) for grads in (ours, plain)]
-        reached = sum(bool(grad.any()) for grad in ours.values())
-        figures = {"reached": reached, "tensors": len(ours), "gradient": distance(*both)}
-        if "fp32" in path.name:
-            figures |= by_the_core(
-                model, condition, draw(*latent["samples"].shape, seed=4), sigmas, more, ours
-            )
-        return figures | finite(model, x, condition)
-
-
-def by_the_core(model, condition, x, sigmas, how, ours):
-    """The same gradient by the core's own network on the same file."""
-    core = importlib.import_module("pack.ipro_core.models.wan").load_video_model(path)
-    core.place_adapter(model.adapter())
-    gradient.reward_gradient(core, Codec(), score, x, condition, sigmas, **how)
-    theirs = {name: tensor.grad for name, tensor in core.adapter_parameters().items()}
-    together = [torch.cat([grads[name].flatten() for name in sorted(ours)]) for grads in (ours, theirs)]
-    return {"core": distance(*together), "core_names": ours.keys() == theirs.keys()}
-
-
-def by_autograd(model):
-    """v_θ and v_ref by the host's forward alone: normal tensors, the adapter added into the weights.
-
-    Of weights that are not floats, where nothing can be added, by our own velocities.
-    """
-    if path.name.count("fp32") == 0:
-        return model.velocity, model.frozen_velocity
-    bases = [with_shift(comfy.sd.load_diffusion_model(str(path))) for _ in range(2)]
-    for name, layer in model.layers.items():
-        module = bases[0].model.diffusion_model.get_submodule(name)
-        weight = module._parameters.pop("weight").detach()
-        scale = layer.alpha / len(layer.down_RI)
-        module.weight = weight + scale * layer.up_OR @ layer.down_RI
-
-    def run(base, x, sigma, condition):
-        x_in, free, first = x, None, condition.first_BC1HW
-        if first is not None:
-            free = torch.ones_like(x)
-            free[:, :, 0] = 0
-            x_in = torch.cat([first, x[:, :, 1:]], dim=2)
-        given, options = model._given(condition, x, free)
-        with switches.differentiable():
-            x_0 = comfy.samplers.sampling_function(
-                base.model, x_in, torch.full((1,), sigma), None, given, 1.0, options
-            )
-        x_0 = x_0 if first is None else torch.cat([first, x_0[:, :, 1:]], dim=2)
-        return (x - x_0) / sigma
-
-    for base in bases:  # as a guider prepares them
-        base.model.model_sampling = base.object_patches["model_sampling"]
-        base.pre_run()
-    return (partial(run, base) for base in bases)
-
-
-def finite(model, x_BCTHW, condition):
-    """The derivative along a random direction of the adapter, by differences in float32."""
-    weights = list(model.adapter_parameters().values())
-    for tensor in weights:
-        tensor.grad = None
-    probe = draw(*x_BCTHW.shape, seed=11)
-    along = [
-        draw(*tensor.shape, seed=12) * tensor.detach().norm() / tensor.numel() ** 0.5 for tensor in weights
-    ]
-    x = x_BCTHW.detach()
-    (model.velocity(x, 0.625, condition) * probe).sum().backward()
-    slope = sum((tensor.grad * way).sum() for tensor, way in zip(weights, along, strict=True)).item()
-    ends = []
-    for step in (0.01, -0.01):
-        with torch.no_grad():
-            for tensor, way in zip(weights, along, strict=True):
-                tensor += step * way
-            ends.append((model.velocity(x, 0.625, condition) * probe).double().sum().item())
-            for tensor, way in zip(weights, along, strict=True):
-                tensor -= step * way
-    return {"slope": slope, "difference": (ends[0] - ends[1]) / 0.02}
 
 
 def parity(patcher, conditioning, latent):
@@ -277,7 +67,7 @@ def loras(patcher, conditioning, latent):
     model = host_model.HostModel(patcher)
     filled(model)
     trained = our_sampler(model, conditioning, latent)
-    file = path.with_suffix(".lora.safetensors")
+    file = here.path.with_suffix(".lora.safetensors")
     lora.write_lora(model.adapter(), file, {})
     whole = exact_lora.StepRange(0, STEPS, STEPS)
     exact = exact_lora.apply_lora(patcher, file, 1.0, whole)
@@ -315,7 +105,7 @@ def identities(patcher, conditioning, latent):
     tell = importlib.import_module("pack.nodes._host_identity").identity
     model = host_model.HostModel(patcher)
     filled(model)
-    file = path.with_suffix(".lora.safetensors")
+    file = here.path.with_suffix(".lora.safetensors")
     lora.write_lora(model.adapter(), file, {})
     told = {"base": tell(patcher)}
 
@@ -356,7 +146,7 @@ def foreign(patcher, conditioning, latent):
     layer = patcher.model.diffusion_model.blocks[0].ffn[0]
     kind, told = type(layer), {}
     vae = SimpleNamespace(latent_channels=16, vae_dtype=torch.float32, patcher=None)
-    others = importlib.import_module("pack.ipro_core.wan_job").WanFiles(cache=str(path.parent / "cache"))
+    others = importlib.import_module("pack.ipro_core.wan_job").WanFiles(cache=str(here.path.parent / "cache"))
     chosen = host_studio.HostModelChoice(patcher, vae, others=others)
     text = studio.Network(lambda: "", lambda: lambda prompt: torch.zeros(1, 4096))
     ways = {"with": lambda y: y, "silent": lambda y: y.detach(), "without": lambda y: NoBackward.apply(y)}
@@ -378,10 +168,10 @@ def nodes(patcher, conditioning, latent):
     import folder_paths
 
     room = importlib.import_module("pack.nodes.host")
-    folder_paths.folder_names_and_paths["loras"] = ([str(path.parent)], {".safetensors"})
+    folder_paths.folder_names_and_paths["loras"] = ([str(here.path.parent)], {".safetensors"})
     model = host_model.HostModel(patcher)
     filled(model)
-    lora.write_lora(model.adapter(), path.parent / "trained.safetensors", {})
+    lora.write_lora(model.adapter(), here.path.parent / "trained.safetensors", {})
     faces = [node.GET_SCHEMA() for node in room.NODES]
     untold = [
         f"{face.node_id} {part.id}"
@@ -408,15 +198,18 @@ def nodes(patcher, conditioning, latent):
 
 def codec(patcher, conditioning, latent):
     """The host's WanVAE, narrow, and ours on the same memory: decode, and the gradient."""
-    tensors = comfy.utils.load_torch_file(str(path.parent / "vae.safetensors"))
-    narrow = WanVAE(
+    tensors = comfy.utils.load_torch_file(str(here.path.parent / "vae.safetensors"))
+    narrow = comfy.ldm.wan.vae.WanVAE(
         dim=tensors["decoder.head.2.weight"].shape[1], z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2,
         attn_scales=[], temperal_downsample=[False, True, True], dropout=0.0,
     ).double().eval()  # fmt: skip
     narrow.load_state_dict(tensors)
     cpu = torch.device("cpu")
     vae = SimpleNamespace(
-        first_stage_model=narrow, patcher=ModelPatcher(narrow, cpu, cpu), device=cpu, vae_dtype=torch.float64
+        first_stage_model=narrow,
+        patcher=comfy.model_patcher.ModelPatcher(narrow, cpu, cpu),
+        device=cpu,
+        vae_dtype=torch.float64,
     )
     ours = host_studio.codec_of(vae)
     with torch.inference_mode(False):
@@ -442,6 +235,8 @@ def codec(patcher, conditioning, latent):
 
 
 logging.disable(logging.WARNING)
+
+
 tasks = {
     "parity": parity,
     "loras": loras,
@@ -452,6 +247,6 @@ tasks = {
 }
 with torch.inference_mode():
     for network, task in zip(jobs[::2], jobs[1::2], strict=True):
-        path = Path(network)
+        here.path = Path(network)
         patcher = with_shift(comfy.sd.load_diffusion_model(network))
         print(json.dumps(tasks[task](patcher, *scene(patcher))))
