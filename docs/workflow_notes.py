@@ -5,6 +5,9 @@ POOLS = """## Build face pools
 Put clips of one person into input/my_clips, and an InsightFace pack into
 models/insightface/models/antelopev2.
 
+**Curate Clips** cuts them into shots and keeps those that show one person well; why a shot is dropped is on
+the page output/ipro/curated/my_clips/index.html. largest_face 0 allows any size: the paper's limit is 100.
+
 A pool is all faces of a clip. Look at **self_similarity**: 0.8 and more is one person, 0.2 to 0.35 are
 several people mixed. The second clip is followed by the first one's person; both pools are merged and
 kept in output/ipro/pools."""

@@ -96,8 +96,15 @@ def face_pools() -> Graph:
     return {
         "clips": node("IPRO_LoadClips", source=CLIPS),
         "faces": node("IPRO_LoadFaceModels", pack=PACK),
-        "one": node("IPRO_ShowClip", clips=("clips", 0), index=0, max_frames=81),
-        "two": node("IPRO_ShowClip", clips=("clips", 0), index=1, max_frames=81),
+        "curated": node(
+            "IPRO_CurateClips",
+            clips=("clips", 0),
+            face_models=("faces", 0),
+            name="my_clips",
+            largest_face=0.0,
+        ),
+        "one": node("IPRO_ShowClip", clips=("curated", 0), index=0, max_frames=81),
+        "two": node("IPRO_ShowClip", clips=("curated", 0), index=1, max_frames=81),
         "pool one": node("IPRO_BuildFacePool", clip=("one", 0), face_models=("faces", 0)),
         "pool two": node(
             "IPRO_BuildFacePool", clip=("two", 0), face_models=("faces", 0), person=("pool one", 0)

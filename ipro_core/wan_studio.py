@@ -37,11 +37,21 @@ Tuning = tuple[IproSettings, int]
 """What an update's memory and time hang on beside the network: the settings, and the adapter's rank."""
 
 
-def plan_wan(file: WanFile, framing: Framing, wanted: DeviceSettings, tuning: Tuning | None = None) -> Plan:
+def plan_wan(
+    file: WanFile,
+    framing: Framing,
+    wanted: DeviceSettings,
+    tuning: Tuning | None = None,
+    *,
+    drafted: bool = False,
+    decodes: bool = True,
+) -> Plan:
     """What lies where, settled before anything is loaded.
 
     Args:
         tuning: settings and the rank of the adapter, for the network that is tuned; None: it samples.
+        drafted: see `plan_update`.
+        decodes: whether what is sampled is decoded too.
 
     Raises:
         ValueError: it does not fit; the sentence names the nearest size that would. Who says where both
@@ -68,9 +78,10 @@ def plan_wan(file: WanFile, framing: Framing, wanted: DeviceSettings, tuning: Tu
         device_bytes=sys.maxsize if by_hand else device_bytes(device),
         host_bytes=sys.maxsize if by_hand else host_bytes(),
         rate=measured_rate(device),
-        passes=_passes(settings) if settings else Passes.sampling(8),
+        passes=_passes(settings) if settings else Passes.sampling(8, decodes),
         rank=rank,
         batch=settings.microbatch if settings else 1,
+        drafted=drafted,
         device=device,
         allowed=allowed,
     )
@@ -116,7 +127,7 @@ def open_wan(
     model, high_noise = open_experts(files)
     check_others(files, model, high_noise, own_text=text is None)
     framing, device, sha = wan_framing(model.family, framing), _device(wanted), _sha(files)
-    plan = plan_wan(model, framing, wanted, tuning)
+    plan = plan_wan(model, framing, wanted, tuning, drafted=bool(files.draft))
 
     def network(file: WanFile, lora: str, placement: Placement) -> Network[WanVideoModel]:
         def open() -> WanVideoModel:
@@ -137,9 +148,13 @@ def open_wan(
         shapes=model.shapes,
         text=text
         or Network(lambda: sha(files.text_encoder), lambda: load_text_encoder(files.text_encoder, device)),
-        codec=Network(lambda: sha(files.vae), lambda: load_vae(files.vae, device)),
+        codec=Network(
+            lambda: sha(files.vae), lambda: load_vae(files.vae, device, kept_bytes=plan.kept_bytes)
+        ),
         model=network(model, files.lightning, plan.placement),
-        high_noise=network(high_noise, files.high_lightning, plan_wan(high_noise, framing, wanted).placement)
+        high_noise=network(
+            high_noise, files.high_lightning, plan_wan(high_noise, framing, wanted, decodes=False).placement
+        )
         if high_noise
         else None,
         plan=plan.text(),

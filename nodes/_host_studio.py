@@ -12,7 +12,7 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
-from ..ipro_core.models.plan_decoder import decoder_bytes
+from ..ipro_core.models.plan_decoder import decoder_cost
 from ..ipro_core.models.vae import WanVae, adopt_vae
 from ..ipro_core.models.wan_files import expert_of, family_of
 from ..ipro_core.studio import Network, Studio
@@ -85,7 +85,7 @@ class HostModelChoice:
 
     def _room(self, family: str, framing: Framing) -> int:
         """Bytes for the decoder, which works in the VAE's type."""
-        counted = decoder_bytes(family == "TI2V-5B", framing.width, framing.height, framing.frames)
+        counted = decoder_cost(family == "TI2V-5B", framing.width, framing.height, framing.frames)
         return counted.work * self.vae.vae_dtype.itemsize // torch.bfloat16.itemsize
 
     def _text(self) -> Text:

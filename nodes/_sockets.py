@@ -18,7 +18,7 @@ from torch import Tensor
 from ..ipro_core.clips.scenes import Scene, ShownScene, find_videos, fit
 from ..ipro_core.files import fingerprint
 from ..ipro_core.training.settings import IproSettings
-from ..ipro_core.types import FacePool, Framing
+from ..ipro_core.types import Clip, FacePool, Framing
 from ..ipro_core.wan_settings import DeviceSettings, WanFiles
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ Text: TypeAlias = "Network[Callable[[str], Tensor]]"
 class ClipChoice:
     """Video files, or scenes of the embedded world."""
 
-    videos: tuple[Path, ...] = ()
+    videos: tuple[Path | Clip, ...] = ()
     split: str = "tuning"
     count: int = 0
     seed: int = 0
@@ -58,6 +58,10 @@ class ClipChoice:
         """
         if self.videos:
             return list(studio.read_clips(self.videos))
+        if not self.count:
+            raise ValueError(
+                f"There is no clip for {self.split}: curate more clips, or set more of them apart."
+            )
         if studio.framing.width != 48:
             raise ValueError(
                 "Clips of the tiny world are 48 pixels wide: tune the tiny world's model on them."

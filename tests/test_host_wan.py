@@ -2,7 +2,7 @@
 
 import pytest
 import tiny_wan
-from wan_graphs import put_clips, put_networks, small_graph
+from wan_graphs import ANY_CLIP, put_clips, put_networks, small_graph
 
 pytestmark = pytest.mark.host
 
@@ -37,7 +37,11 @@ def test_a_persons_clips_become_one_pool_in_a_file(host, tmp_path):
     if not pack.exists():
         pack.parent.mkdir(parents=True, exist_ok=True)
         pack.symlink_to(tiny_wan.write_pack(tmp_path / "pack"))
-    outputs = host.execute(small_graph(host, "1_build_face_pools"))
+    graph = small_graph(host, "1_build_face_pools", **ANY_CLIP)
+    outputs = host.execute(graph)
+    told = [output["ipro_warning"] for output in outputs.values() if output.get("ipro_warning")]
+    assert ["Kept 2 of 2 shots; dropped: none. See ipro/curated/my_clips/index.html."] in told
+    assert (host.base / "output" / "ipro" / "curated" / "my_clips" / "index.html").exists()
     pools = [output["ipro_pool"][0] for output in outputs.values() if "ipro_pool" in output]
     assert [len(pool["frames"]) for pool in pools] == [12, 12]
     assert (host.base / "output" / "ipro" / "pools" / "person.safetensors").exists()

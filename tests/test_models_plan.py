@@ -2,10 +2,11 @@
 
 import pytest
 
-from ipro_core.bench.count import STREAMED, count_network, sampling_peak
+from ipro_core.bench.count import STREAMED, count_codec, count_network, sampling_peak
 from ipro_core.bench.work import Size
 from ipro_core.models.memory import Placement
 from ipro_core.models.plan import plan_update, planned
+from ipro_core.models.plan_decoder import decoder_cost
 from ipro_core.models.plan_shape import Passes, Shape
 from ipro_core.models.rate import Rate
 from ipro_core.models.wan_kinds import RELEASED, header, released_file
@@ -60,8 +61,37 @@ def test_sampling_takes_what_is_predicted(kind, heads, layers, storage, placemen
     config = small(kind, heads, layers)
     size = Size(kind, 640, 384, 21) if kind != "TI2V-5B" else Size(kind, 1280, 768, 21)
     shape = Shape.of(header(config, kind, storage))
-    plan = planned(shape, size.width, size.height, size.frames, Passes.sampling(8), 32, RATE, placement)
+    passes = Passes.sampling(8, decodes=False)
+    plan = planned(shape, size.width, size.height, size.frames, passes, 32, RATE, placement)
     assert plan.network_bytes == pytest.approx(sampling_peak(size, config, storage, placement), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "kind, width, height, frames, drafted, keeps",
+    [
+        ("I2V-A14B", 576, 320, 9, False, False),
+        ("I2V-A14B", 480, 480, 13, True, False),
+        ("TI2V-5B", 832, 480, 13, True, True),
+        ("TI2V-5B", 960, 544, 9, True, False),
+    ],
+)
+def test_the_decoder_takes_what_is_predicted(kind, width, height, frames, drafted, keeps):
+    counted = count_codec(Size(kind, width, height, frames), drafted, keeps)
+    cost = decoder_cost(kind == "TI2V-5B", width, height, frames, drafted, keeps)
+    assert cost.work == pytest.approx(counted.device, rel=0.1)
+    assert cost.waiting == pytest.approx(counted.host, rel=0.1)
+    assert cost.flops == pytest.approx(counted.decode + counted.pullback, rel=0.1)
+
+
+def test_a_draft_is_planned_for_less():
+    sizes = {"device_bytes": 24 * 10**9, "host_bytes": 64 * 10**9, "rate": RATE}
+    whole, drafted = (
+        plan_update("TI2V-5B", 1280, 704, 121, drafted=drafted, **sizes) for drafted in (False, True)
+    )
+    assert drafted.seconds < 0.9 * whole.seconds
+    assert drafted.kept_bytes and not whole.kept_bytes
+    little = {"device_bytes": 80 * 10**9, "host_bytes": 8 * 10**9}
+    assert not plan_update("TI2V-5B", 1280, 704, 121, drafted=True, **sizes | little).kept_bytes
 
 
 def test_a_large_device_holds_all_and_a_small_one_streams():

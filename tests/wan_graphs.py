@@ -11,6 +11,9 @@ from wan_layouts import tiny_state, write_layout
 
 SMALL = {"width": 32, "height": 32, "frames": 5, "updates": 2, "batch_size": 1, "rank": 2, "sample_every": 2}
 SMALL |= {"boundary_seeds": 2, "max_frames": 12, "seeds": 1, "warmup": 0}
+ANY_CLIP = {"least_side": 0, "least_fps": 0, "least_seconds": 0, "least_sharpness": 0, "least_distance": 0}
+ANY_CLIP |= {"most_clipped": 0, "most_people": 0}
+"""Limits of a curation that keeps the stand-ins for clips."""
 OURS = {
     "model": ("diffusion_models", "model"),
     "high_noise": ("diffusion_models", "high-noise"),

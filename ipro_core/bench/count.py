@@ -4,6 +4,7 @@ The engine, the chain of steps and the decoder run as they would on a GPU, on te
 The blocks are identical, so a few of them are run and the figures are carried on in a straight line.
 """
 
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache, partial
@@ -23,7 +24,8 @@ from ..models.wan_kinds import RELEASED, Storage, header
 from ..sampling.flow import shifted_sigmas
 from ..sampling.gradient import reward_gradient
 from ..types import RewardScore
-from .counting import CountedMemory, Ledger, without_arithmetic
+from .counting import CountedMemory, CountedShelf, Ledger, without_arithmetic
+from .ways import gradient
 from .work import Size, StandingFace, true_draft, true_vae
 
 STREAMED = Placement("meta", resident=0, states_on_host=True)
@@ -75,7 +77,7 @@ def count_update(
     )
     ahead = (RELEASED[size.kind]["num_layers"] - LAYERS[0]) / (LAYERS[1] - LAYERS[0])
     whole = Books(*(a + ahead * (b - a) for a, b in zip(few, more, strict=True)))
-    codec = _codec(size)
+    codec = count_codec(size, drafted=size.is_5b)
     parts = (part / whole.forward for part in (whole.update, codec.decode, codec.pullback))
     return Count(
         size.tokens,
@@ -85,6 +87,39 @@ def count_update(
         device_bytes=max(whole.device, whole.device_waiting + codec.device),
         host_bytes=max(whole.host, whole.host_waiting + codec.host),
     )
+
+
+class Whole(NamedTuple):
+    """An update with its decoding, in forward passes and bytes."""
+
+    forwards: float
+    device_bytes: float
+
+
+def count_reference(size: Size, storage: Storage, rank: int = 32, first_step: int = 3) -> Whole:
+    """An update with K = 4 the way of the authors' released code (`ways`): all weights on the device, no
+    gradient and no moment beside them, every step compared."""
+    sigmas = shifted_sigmas(8, 5.0)[first_step:]
+
+    def counted(layers: int) -> Tensor:
+        ledger = Ledger()
+        with without_arithmetic(), ledger:
+            config = RELEASED[size.kind] | {"num_layers": layers}
+            model = _model(size, config, storage, Placement("meta"), ledger)
+            model.new_adapter(rank)
+            vae, condition, x = WanVae(true_vae(size.kind)), size.condition(), torch.empty(size.latents)
+            ledger.restart()
+            with torch.no_grad():
+                model.velocity(x, 0.5, condition)
+            forward = ledger.flops
+            ledger.restart()
+            gradient("reference", model, vae, StandingFace.of(size), x, condition, sigmas, grad_steps=4)
+        return torch.tensor([forward, ledger.flops, ledger.peak["meta"]], dtype=torch.float64)
+
+    few, more = map(counted, LAYERS)
+    ahead = (RELEASED[size.kind]["num_layers"] - LAYERS[0]) / (LAYERS[1] - LAYERS[0])
+    forward, update, device = (few + ahead * (more - few)).tolist()
+    return Whole(update / forward, device)
 
 
 class Books(NamedTuple):
@@ -162,7 +197,7 @@ def _model(
     )
 
 
-class _CodecBooks(NamedTuple):
+class CodecBooks(NamedTuple):
     """Arithmetic; bytes beside what rests."""
 
     decode: float
@@ -172,11 +207,17 @@ class _CodecBooks(NamedTuple):
 
 
 @cache
-def _codec(size: Size) -> _CodecBooks:
-    """Decoding a video and pulling a face's gradient back; for TI2V-5B as `DraftedVae` does, which reads
-    values itself. "cpu" is the device here, "meta" the host."""
-    with FakeTensorMode(), Ledger() as ledger:
-        codec, draft = _CountedVae(true_vae(size.kind)), true_draft() if size.is_5b else None
+def count_codec(size: Size, drafted: bool, keeps: bool = True) -> CodecBooks:
+    """Decoding a video and pulling a face's gradient back.
+
+    Args:
+        drafted: as `DraftedVae` does, which reads values itself.
+        keeps: whether the graphs of a drafted video's box may wait.
+    """
+    with FakeTensorMode(), Ledger() as ledger:  # "cpu" is the device here
+        kept_bytes = sys.maxsize if keeps else 0
+        codec = WanVae(true_vae(size.kind), shelf=CountedShelf(ledger), kept_bytes=kept_bytes)
+        draft = true_draft(size.kind) if drafted else None
         score, latents = StandingFace.of(size), torch.empty(size.latents)
         rest = ledger.now["cpu"]
         ledger.restart()
@@ -197,27 +238,19 @@ def _codec(size: Size) -> _CodecBooks:
         (gradient_BTCHW,) = torch.autograd.grad(value, frames_BTCHW)
         del value
         pull(gradient_BTCHW)
-    return _CodecBooks(decode, ledger.flops - decode, ledger.peak["cpu"] - rest, ledger.peak["meta"])
+    return CodecBooks(decode, ledger.flops - decode, ledger.peak["cpu"] - rest, ledger.peak["host"])
 
 
 def pullback_peak(size: Size) -> int:
     """Bytes on the device, at most, beside the video and its gradient while that is pulled back."""
     with FakeTensorMode():
-        codec = _CountedVae(true_vae(size.kind))
         latents = torch.empty(size.latents)
         gradient_BTCHW = torch.empty(1, size.frames, 3, size.height, size.width)
         with Ledger((latents, gradient_BTCHW)) as ledger:
+            codec = WanVae(true_vae(size.kind), shelf=CountedShelf(ledger))
             before = ledger.now["cpu"]
             codec.pull_box(latents, gradient_BTCHW, StandingFace.of(size).box)
     return ledger.peak["cpu"] - before
-
-
-class _CountedVae(WanVae):
-    """What waits at the borders between latent frames is told apart by its device."""
-
-    @property
-    def _shelf(self) -> torch.device:
-        return torch.device("meta")
 
 
 class _NoCodec:

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..models import attention, wan_network
 from ..models.memory import HostMemory
+from ..models.vae_box import Shelf
 
 aten = torch.ops.aten
 
@@ -111,8 +112,8 @@ def without_arithmetic() -> Iterator[None]:
     in for what a GPU would choose.
     """
 
-    def flash(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> Tensor:
-        return aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)[0]
+    def flash(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
+        return aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)[0]
 
     with (
         torch.device("meta"),
@@ -121,6 +122,20 @@ def without_arithmetic() -> Iterator[None]:
         patch.object(torch.nn.functional, "scaled_dot_product_attention", flash),
     ):
         yield
+
+
+class CountedShelf(Shelf):
+    """A shelf whose tensors a ledger puts down under "host", copied there and back as from a device."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def put(self, tensor: Tensor) -> Tensor:
+        with self._ledger.at("host"):
+            return tensor.clone()
+
+    def take(self, tensor: Tensor, device: torch.device) -> Tensor:
+        return tensor.clone()
 
 
 class CountedMemory(HostMemory):

@@ -58,7 +58,7 @@ def _one(size: Size, plan: Plan, rate: Rate, device: torch.device) -> dict[str, 
     network = load_transformer(file, "cpu" if plan.placement.resident is not None else device)
     model = WanVideoModel(network, file.path, plan.placement)
     model.new_adapter()
-    codec = WanVae(true_vae(size.kind).to(device), graph_bytes=plan.graph_bytes)
+    codec = WanVae(true_vae(size.kind).to(device), kept_bytes=plan.kept_bytes)
     options: Any = {"generator": generator, "device": device}
     condition = size.condition(4096, lambda *shape: torch.randn(shape, **options))
     x = torch.randn(size.latents, **options)

@@ -2,6 +2,7 @@
 
 import gc
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,27 +17,36 @@ class Cost:
     seconds: float | None
     """The quickest of the runs: processor time on the CPU, which other programs hardly lengthen; elapsed time
     on a GPU. None: not timed."""
-    peak_bytes: int
+    device_bytes: int
     """The most that were alive at once beside what was there before."""
+    host_bytes: int | None
+    """The same of what a ledger was told waits on the host; None: no ledger was."""
     flops: int
 
 
-def cost(work: Callable[[], Any], device: torch.device, repeats: int = 2) -> Cost:
-    """Of the work, which is run `repeats` times for its time, and once more where its memory is counted."""
+def cost(
+    work: Callable[[], Any], device: torch.device, repeats: int = 2, ledger: Ledger | None = None
+) -> Cost:
+    """Of the work, which is run `repeats` times for its time, and once more where its memory is counted.
+
+    ledger: one that the work knows, where it tells the host's memory from the device's.
+    """
     seconds = min((_timed(work, device) for _ in range(repeats)), default=None)
     gc.collect()
     before = 0
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-    ledger = Ledger()
-    with ledger:
+    books = ledger or Ledger()
+    books.restart()
+    rest = Counter(books.now)
+    with books:
         work()
-    peak = ledger.peak[device.type]
+    peak = books.peak[device.type] - rest[device.type]
     if device.type == "cuda":  # what the kernels take for themselves counts there too
         torch.cuda.synchronize(device)
         peak = torch.cuda.max_memory_allocated(device) - before
-    return Cost(seconds, peak, ledger.flops)
+    return Cost(seconds, peak, books.peak["host"] - rest["host"] if ledger else None, books.flops)
 
 
 def _timed(work: Callable[[], Any], device: torch.device) -> float:

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 
-from ..models.memory import Placement
+from ..models.memory import BlockStates, Placement
 from ..models.vae import WanVae
 from ..models.wan import WanVideoModel
 from ..sampling.flow import shifted_sigmas
 from ..sampling.gradient import KLThrough
 from .count import pullback_peak
+from .counting import CountedMemory, CountedShelf, Ledger
 from .measure import cost
 from .ways import Way, gradient
 from .work import Size, StandingFace, Width, draw, random_model, random_vae
@@ -65,7 +66,9 @@ class Row:
     way: Way
     kl_through: KLThrough
     seconds: float | None
-    peak_bytes: int
+    device_bytes: int
+    host_bytes: int | None
+    """What ours keeps in host memory; None: a GPU's, not counted."""
     forwards: float
     """Arithmetic, in forward passes of the network; the decoder is in it."""
     difference: float
@@ -75,13 +78,11 @@ class Row:
 def rows(bench: Bench, device: torch.device) -> Iterator[Row]:
     """Every way on every size of a bench: same weights, noise and score."""
     for size in bench.sizes:
-        model = random_model(size.kind, bench.width, Placement(device))
-        vae = random_vae(size.kind, bench.width.decoder)
-        vae.network.to(device)
+        model, vae, ledger = _networks(size, bench.width, device)
         forward, results = _forward(model, size, device), {}
         for way, kl_through in WAYS:
             run = _Run(model, vae, size, device, way, kl_through)
-            results[way, kl_through] = cost(run, device, bench.repeats), run.gradient
+            results[way, kl_through] = cost(run, device, bench.repeats, ledger), run.gradient
         for (way, kl_through), (spent, pulled) in results.items():
             plain = results["plain", kl_through][1]
             yield Row(
@@ -90,10 +91,25 @@ def rows(bench: Bench, device: torch.device) -> Iterator[Row]:
                 way,
                 kl_through,
                 spent.seconds,
-                spent.peak_bytes,
+                spent.device_bytes,
+                spent.host_bytes,
                 spent.flops / forward,
                 ((pulled - plain).norm() / plain.norm()).item(),
             )
+
+
+def _networks(size: Size, width: Width, device: torch.device) -> tuple[WanVideoModel, WanVae, Ledger | None]:
+    """All weights on the device, all that waits for the way back on the host; and, where that is one memory,
+    a ledger that tells the two apart."""
+    placement = Placement(device, states_on_host=True)
+    if device.type == "cuda":
+        vae = random_vae(size.kind, width.decoder)
+        vae.network.to(device)
+        return random_model(size.kind, width, placement), vae, None
+    ledger = Ledger()
+    states = BlockStates(placement, memory=CountedMemory(ledger))
+    vae = random_vae(size.kind, width.decoder, CountedShelf(ledger))
+    return random_model(size.kind, width, placement, states=states), vae, ledger
 
 
 class _Run:
@@ -147,13 +163,13 @@ def _forward(model: WanVideoModel, size: Size, device: torch.device) -> int:
 def growth(device: torch.device) -> dict[str, float]:
     """What peak memory does when K or the frames grow, on the tiny A14B and in the true decoder."""
     size, width = BENCHES["tiny"].sizes[0], BENCHES["tiny"].width
-    model, vae = random_model(size.kind, width, Placement(device)), random_vae(size.kind, width.decoder)
+    model, vae, ledger = _networks(size, width, device)
     peaks: dict[str, int] = {}
     ways: tuple[Way, ...] = ("ours", "plain")
     for way in ways:
         for k in (1, 8):
             run = _Run(model, vae, size, device, way, grad_steps=k, first_step=0)
-            peaks[f"{way} K={k}"] = cost(run, device, repeats=0).peak_bytes
+            peaks[f"{way} K={k}"] = cost(run, device, 0, ledger).device_bytes
     for frames in (21, 81):
         peaks[f"decoder {frames} frames"] = pullback_peak(Size(size.kind, 832, 480, frames))
     return {
@@ -178,9 +194,9 @@ def ratios(given: Sequence[Row]) -> dict[str, float]:
         of = {(row.way, row.kl_through): row for row in given if row.size == size}
         ours, plain, reference = of["ours", "detached"], of["plain", "detached"], of["reference", "biased"]
         figures[f"{size}: memory, ours over reference"] = (
-            of["ours", "biased"].peak_bytes / reference.peak_bytes
+            of["ours", "biased"].device_bytes / reference.device_bytes
         )
-        figures[f"{size}: memory, ours over plain"] = ours.peak_bytes / plain.peak_bytes
+        figures[f"{size}: memory, ours over plain"] = ours.device_bytes / plain.device_bytes
         if ours.seconds and plain.seconds:
             figures[f"{size}: time, ours over plain"] = ours.seconds / plain.seconds
         figures[f"{size}: gradient, ours against plain"] = ours.difference

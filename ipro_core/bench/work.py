@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..models.memory import Placement
+from ..models.memory import BlockStates, Placement
 from ..models.taehv import DraftCodec, TinyAutoencoder
 from ..models.vae import GROUP, WanVae
+from ..models.vae_box import Shelf
 from ..models.vae_files import STATISTICS
 from ..models.wan import WanCondition, WanVideoModel
 from ..models.wan_kinds import RELEASED
@@ -90,7 +91,13 @@ class StandingFace:
         return RewardScore(per_frame_T.mean(), per_frame_T, torch.ones_like(per_frame_T, dtype=torch.bool))
 
 
-def random_model(kind: str, width: Width, placement: Placement | None = None, rank: int = 4) -> WanVideoModel:
+def random_model(
+    kind: str,
+    width: Width,
+    placement: Placement | None = None,
+    rank: int = 4,
+    states: BlockStates | None = None,
+) -> WanVideoModel:
     """A network in that model's shape, both halves of its adapter random; the same numbers every time."""
     from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
@@ -101,21 +108,21 @@ def random_model(kind: str, width: Width, placement: Placement | None = None, ra
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = WanTransformer3DModel(**wanted).eval()
-        model = WanVideoModel(network, Path(kind), placement)
+        model = WanVideoModel(network, Path(kind), placement, states=states)
         model.new_adapter(rank)
         for parameter in model.adapter_parameters().values():
             nn.init.normal_(parameter, std=0.02)
     return model
 
 
-def random_vae(kind: str, width: int) -> WanVae:
+def random_vae(kind: str, width: int, shelf: Shelf | None = None) -> WanVae:
     """An autoencoder whose frames stay within (0, 1), so that nothing is clamped; a graph of 16 MB counts as
     large in it, as one of 2 GB does in a true one."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = _vae_network(kind, width)
         network.decoder.conv_out.weight.data *= 0.2
-    return WanVae(network.eval().requires_grad_(False), graph_bytes=16 << 20)
+    return WanVae(network.eval().requires_grad_(False), graph_bytes=16 << 20, shelf=shelf)
 
 
 def true_vae(kind: str) -> Any:
@@ -126,9 +133,9 @@ def true_vae(kind: str) -> Any:
     return network
 
 
-def true_draft() -> DraftCodec:
-    """TI2V-5B's draft decoder (taew2_2), float16 as its file is."""
-    network = TinyAutoencoder(48, patch=2)
+def true_draft(kind: str) -> DraftCodec:
+    """taew2_2, for the others taew2_1; float16 as its file is."""
+    network = TinyAutoencoder(48, patch=2) if kind == "TI2V-5B" else TinyAutoencoder(16, patch=1)
     _cast(network, torch.float16)
     return DraftCodec(network, raw=False)
 

@@ -1,12 +1,13 @@
 """`ipro bench`: what an update costs, ours beside other ways; or counted at true size without a GPU."""
 
 import argparse
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 import torch
 
-from ..bench.count import count_update
+from ..bench.count import Whole, count_reference, count_update
 from ..bench.gpu import true_size_rows
 from ..bench.table import BENCHES, growth, machine, markdown, ratios, rows
 from ..bench.work import Size
@@ -21,7 +22,9 @@ def bench(options: argparse.Namespace) -> dict[str, Any]:
             for size, storage, name, settings in progress(COUNTED, "counting", total=len(COUNTED))
         ]
         print(markdown(counted))
-        return {"counted": counted}
+        beside = list(_beside_reference())
+        print("\n" + markdown(beside))
+        return {"counted": counted, "beside the reference": beside}
     device = torch.device(options.device)
     wanted = BENCHES[options.size]
     measured = list(progress(rows(wanted, device), "measuring", total=5 * len(wanted.sizes)))
@@ -62,6 +65,7 @@ _PASSES: dict[str, dict[str, Any]] = {
     "K = 4, no reference": {"anchored": []},
     "K = 1": {"grad_steps": 1},
     "K = 1, no reference": {"grad_steps": 1, "anchored": []},
+    "K = 8 of 8": {"grad_steps": 8, "first_step": 0},
 }
 """A random reference step of four is the first in a quarter of the videos; with a reference_chance of a half,
 half of them have none."""
@@ -77,3 +81,14 @@ COUNTED = [
 
 def _counted(size: Size, storage: Any, settings: dict[str, Any]) -> dict[str, Any]:
     return asdict(count_update(size, storage, **settings))
+
+
+def _beside_reference() -> Iterator[dict[str, Any]]:
+    """The same update by us and as the released code does it."""
+    ours = count_update(_A14B, "bf16", kl_through="biased")
+    passes = ours.update + ours.decode + ours.pullback
+    for way, whole in (
+        ("ours", Whole(passes, ours.device_bytes)),
+        ("reference", count_reference(_A14B, "bf16")),
+    ):
+        yield {"size": str(_A14B), "weights": "bf16", "way": way, **whole._asdict()}

@@ -208,12 +208,18 @@ class BlockStates:
             return state
         kept = self._memory.empty(state.shape, state.dtype)
         self._leaving.append((self._copies.begin(kept, state), state))
-        self._settle(6)  # else a program ahead of its device would hold the states of all blocks
+        self.settle(6)  # else a program ahead of its device would hold the states of all blocks
         return kept
+
+    def settle(self, at_most: int = 0) -> None:
+        """Let go of the states on the device but for so many of the last, as soon as they have left."""
+        while len(self._leaving) > at_most:
+            wait, _ = self._leaving.popleft()
+            wait()
 
     def travel(self, kept: Sequence[Sequence[Tensor]]) -> Iterator[list[Tensor]]:
         """The states of one block after another, on the device; the next ones arrive meanwhile."""
-        self._settle(0)
+        self.settle()
         coming = self._bring(kept[0]) if kept else []
         for following in (*kept[1:], ()):
             states, coming = coming, self._bring(following)
@@ -228,11 +234,6 @@ class BlockStates:
         return [
             (self._copies.begin(target, state), target) for target, state in zip(arrived, kept, strict=True)
         ]
-
-    def _settle(self, at_most: int) -> None:
-        while len(self._leaving) > at_most:
-            wait, _ = self._leaving.popleft()
-            wait()
 
 
 def _gathered(block: nn.Module, memory: HostMemory) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:

@@ -7,12 +7,13 @@ none does it says which smaller video would. Its bytes are held against counts o
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
 
 from .memory import Placement
-from .plan_decoder import decoder_bytes, decoder_flops
+from .plan_decoder import DecoderCost, decoder_cost
 from .plan_shape import Passes, Shape, is_5b, tokens_of
 from .rate import Rate
 from .vae import GROUP
@@ -48,7 +49,7 @@ class Plan:
     model: str
     size: str
     placement: Placement
-    graph_bytes: int
+    kept_bytes: int
     """For `WanVae`."""
     device_bytes: int
     """The peak."""
@@ -90,6 +91,7 @@ def plan_update(
     passes: Passes | None = None,
     rank: int = 32,
     batch: int = 1,
+    drafted: bool = False,
     storage: Storage = "bf16",
     device: torch.device | str = "cuda",
     allowed: Callable[[Placement], bool] = lambda placement: True,
@@ -102,6 +104,7 @@ def plan_update(
         rate: `measured_rate` of the device.
         passes: default: five steps of which four carry gradients, all compared with the frozen model.
         batch: videos that pass the network together.
+        drafted: whether a draft shows where the faces are, and only they are decoded truly.
         allowed: of the placements, those that may be chosen.
 
     Raises:
@@ -111,7 +114,7 @@ def plan_update(
     shape, passes = Shape.of(file), passes or Passes.of(5, 4, 4, True)
 
     def plans(width: int, height: int, frames: int) -> list[Plan]:
-        every = candidates(shape, width, height, frames, passes, rank, batch, rate, device)
+        every = candidates(shape, width, height, frames, passes, rank, batch, rate, device, drafted)
         return [plan for plan in every if allowed(plan.placement)]
 
     def fastest(width: int, height: int, frames: int) -> Plan | None:
@@ -145,12 +148,15 @@ def candidates(
     batch: int,
     rate: Rate,
     device: torch.device | str,
+    drafted: bool,
 ) -> Iterator[Plan]:
-    """Every placement worth a look: from all blocks resident to none, states here or on the host."""
-    for resident in range(shape.layers, -1, -1):
-        for on_host in (False, True):
-            placement = Placement(device, None if resident == shape.layers else resident, on_host)
-            yield planned(shape, width, height, frames, passes, rank, rate, placement, batch)
+    """Every placement worth a look: from all blocks resident to none, states here or on the host; and of a
+    drafted video the box's graphs kept or not."""
+    options = product(range(shape.layers, -1, -1), (False, True), (True, False) if drafted else (False,))
+    for resident, on_host, keeps in options:
+        placement = Placement(device, None if resident == shape.layers else resident, on_host)
+        codec = decoder_cost(is_5b(shape), width, height, frames, drafted, keeps)
+        yield planned(shape, width, height, frames, passes, rank, rate, placement, batch, codec)
 
 
 def planned(
@@ -163,8 +169,12 @@ def planned(
     rate: Rate,
     placement: Placement,
     batch: int = 1,
+    codec: DecoderCost | None = None,
 ) -> Plan:
-    """What an update takes with that placement."""
+    """What an update takes with that placement.
+
+    codec: default: of a video that is decoded whole.
+    """
     cuda = torch.device(placement.device).type == "cuda"
     streamed = 0 if placement.resident is None else shape.layers - placement.resident
     tokens = batch * tokens_of(shape, width, height, frames)
@@ -184,31 +194,33 @@ def planned(
         share = min(placement.ffn_tokens, tokens) / tokens * shape.ffn / shape.dim
         tensors += further + _FFN_TENSORS * share
         work = here + tensors * x_bytes + pieces + (_FLASH_BYTES if cuda else 0)
-        codec = decoder_bytes(is_5b(shape), width, height, frames)
         training = 4 * 4 * shape.adapter_numbers * rank  # weight, gradient, Adam's two moments, float32
-        decoding = (codec.work, codec.borders, codec.weights, codec.graph)
     else:
-        work, training, decoding = _FORWARD_TENSORS * x_bytes + pieces, 0, (0, 0, 0, 0)
-    codec_work, borders, codec_weights, graph = decoding
+        work, training = _FORWARD_TENSORS * x_bytes + pieces, 0
+    codec = codec or decoder_cost(is_5b(shape), width, height, frames)
+    if passes.backward:
+        decoding, borders, decoder_flops = max(waiting + codec.work, codec.decode), codec.waiting, codec.flops
+    else:
+        decoding, borders, decoder_flops = codec.decode * passes.decodes, 0, 0
     rest = (
         shape.outside_bytes
         + (shape.layers - streamed) * shape.block_bytes
         + min(2, streamed) * shape.block_bytes  # slots
         + training
-        + codec_weights
+        + codec.weights * passes.decodes
     )
     on_host = states if placement.states_on_host else 0
     forward, linear = shape.forward_flops(tokens), shape.linear_flops(tokens)
     attention = forward - linear
     backward = linear + 2.5 * attention
     network = passes.forward * forward + passes.again * linear + passes.backward * backward
-    flops = network + batch * decoder_flops(is_5b(shape), width, height, frames)
+    flops = network + batch * decoder_flops
     # A pass brings the streamed blocks while it works; it waits for what arrives later.
     copied = (passes.forward + passes.again) * held + 2 * passes.again * on_host / max(alive, 1)
     seconds = max(flops / rate.flops, copied / rate.copies)
     return Plan(
-        shape.name, f"{width}x{height}, {frames} frames", placement, graph,
-        round(rest + max(work, waiting + codec_work) + (_CONTEXT_BYTES if cuda else 0)),
+        shape.name, f"{width}x{height}, {frames} frames", placement, codec.kept_bytes,
+        round(rest + max(work, decoding) + (_CONTEXT_BYTES if cuda else 0)),
         round(held + on_host + borders), seconds / batch, tokens, flops / batch, round(rest + work),
         round(held + on_host), network,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What Wan's decoder takes, for the planner: its weights, a video decoded whole, a face's gradient."""
+"""What Wan's decoder takes, for the planner: a video decoded whole or as a draft, a face's gradient."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -11,27 +11,34 @@ from .vae_decoder import CausalDecoder
 
 
 @dataclass(frozen=True)
-class DecoderBytes:
+class DecoderCost:
+    """Of one video, in bfloat16."""
+
     weights: int
+    decode: int
+    """Bytes on the device, at most, of the whole video decoded truly, as for samples."""
     work: int
-    """On the device, at most."""
-    borders: int
-    """On the host: the caches between latent frames."""
-    graph: int
-    """For `WanVae.graph_bytes`."""
+    """The same of an update's: what the reward is shown, and its gradient."""
+    waiting: int
+    """On the host: the caches between latent frames, or the graphs."""
+    flops: float
+    kept_bytes: int
+    """For `WanVae`: what the graphs may take."""
 
 
-_FLOPS = {False: 8.5e6, True: 18.4e6}
+_FLOPS = {False: 8.5e6, True: 18.5e6}
 """Operations of Wan 2.1's and 2.2's decoder for one pixel of one frame, as counted."""
-_PULLBACK = 0.24
-"""Of a decode: the gradient of a face a fifth of the picture high, as counted."""
-_WIDEST = 7
+_DRAFT_FLOPS = {False: 3.4e5, True: 5.7e4}
+_BOX_FLOPS = 1.63
+"""A pass through a face's box does more of the decoder's operations than it keeps of its numbers: its inner
+stages see more of the picture."""
+_WIDEST = {False: 7.6, True: 10.1}
 """Tensors of the decoder's widest stage that are alive while its last layers run."""
-_GRAPH_BYTES = 2 << 30
-
-
-def decoder_flops(is_5b: bool, width: int, height: int, frames: int) -> float:
-    return (1 + _PULLBACK) * _FLOPS[is_5b] * width * height * frames
+_DRAFT_WIDEST = 9.2
+"""Of the draft's, 64 channels wide."""
+_GRAPHS, _KEPT_GRAPHS = 6.3, 3.1
+"""Graphs of a latent frame's box that its gradient takes on the device, decoded again or kept on the host."""
+_GRAPH_BYTES = 2 << 30  # of WanVae
 
 
 @cache
@@ -52,20 +59,39 @@ def _decoder(is_5b: bool) -> tuple[CausalDecoder, int, int]:
 
 
 @cache
-def decoder_bytes(is_5b: bool, width: int, height: int, frames: int) -> DecoderBytes:
-    """In bfloat16: decoding the whole picture is the most that it takes, with a latent frame's caches and the
-    next one's; a face's gradient takes less of the picture."""
+def decoder_cost(
+    is_5b: bool, width: int, height: int, frames: int, drafted: bool = False, keeps: bool = False
+) -> DecoderCost:
+    """For a face a fifth of the picture high, which stands still.
+
+    Args:
+        drafted: only the face's box is decoded truly (`DraftedVae`).
+        keeps: whether the graphs of a drafted video's box wait on the host, so that it is decoded once.
+    """
     decoder, numbers, channels = _decoder(is_5b)
     scale, itemsize = decoder.scale, 2
     h, w, count = height // scale, width // scale, (frames - 1) // GROUP + 1
     side, top, left = height // 5, height // 4, width // 2
     windows = decoder.windows((top, top + side, left, left + side), h, w)
     video = 4 * 3 * frames * height * width  # float32
-    widest = itemsize * channels * GROUP * (height // decoder.patch) * (width // decoder.patch)
-    whole = decoder.chunk_size(h, w)
-    seen = decoder.chunk_size(h, w, windows)
-    graph = itemsize * (seen.graph if itemsize * seen.graph <= _GRAPH_BYTES else seen.sparing_graph)
-    decoding = video + 2 * itemsize * whole.caches + _WIDEST * widest
-    pulling = 2 * video + 4 * itemsize * seen.caches + 2 * graph
-    borders = (count - 1) * itemsize * seen.caches
-    return DecoderBytes(itemsize * numbers, max(decoding, pulling), borders, _GRAPH_BYTES)
+    wide = itemsize * GROUP * (height // decoder.patch) * (width // decoder.patch)
+    whole, seen = decoder.chunk_size(h, w), decoder.chunk_size(h, w, windows)
+    sparing = itemsize * seen.graph > _GRAPH_BYTES
+    graph = itemsize * (seen.sparing_graph if sparing else seen.graph)
+    decode = video + itemsize * whole.caches + _WIDEST[is_5b] * channels * wide
+    if drafted:
+        looking = video + _DRAFT_WIDEST * 64 * wide
+        passes, given, borders = (2 if keeps else 3), _DRAFT_FLOPS[is_5b], count
+    else:
+        looking, passes, given, borders = decode, 3, _FLOPS[is_5b], count - 1
+    pulling = 2.4 * video + (_KEPT_GRAPHS if keeps else _GRAPHS) * graph
+    kept = (count - 0.6) * graph  # the first latent frame is one frame, not four
+    share = _BOX_FLOPS * seen.graph / whole.graph
+    return DecoderCost(
+        itemsize * numbers,
+        round(decode),
+        round(max(looking, pulling)),
+        round(kept if keeps else borders * itemsize * seen.caches),
+        (given + (passes + sparing) * share * _FLOPS[is_5b]) * width * height * frames,
+        count * graph if keeps else 0,
+    )

@@ -76,6 +76,8 @@ class Passes:
     anchored: bool
     twice: bool
     """Whether a block may be pulled for two cotangents."""
+    decodes: bool = True
+    """Whether the video is decoded; a frozen expert's latents are not."""
 
     @classmethod
     def of(
@@ -99,9 +101,9 @@ class Passes:
         return cls(forward, grad_steps, grad_steps + twice, kept, reference_steps > 0, twice > 0)
 
     @classmethod
-    def sampling(cls, steps: int) -> "Passes":
+    def sampling(cls, steps: int, decodes: bool = True) -> "Passes":
         """Without a gradient."""
-        return cls(steps, 0, 0, 0, False, False)
+        return cls(steps, 0, 0, 0, False, False, decodes)
 
 
 def is_5b(shape: Shape) -> bool:

@@ -108,6 +108,7 @@ class BlockStack:
                     out[j] = self._feed_forward(block, x_BLD, lane.side.modulation_BF6D)
                 self.visits["forward"] += 1
             kept.append(left)
+        self.states.settle()
         return out, kept
 
     def backward(

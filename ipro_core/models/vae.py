@@ -14,24 +14,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .vae_box import GROUP, VideoBox, frames_of
+from .vae_box import GROUP, Shelf, VideoBox, frames_of
 from .vae_decoder import CausalDecoder, Window
 from .vae_files import check_vae, named_vae, read_vae, statistics
 
 
 def load_vae(
-    path: Path | str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    path: Path | str,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    **options: Any,
 ) -> "WanVae":
     """Open ComfyUI's file (official names, with or without a prefix) or diffusers' file or folder.
 
     Args:
         dtype: of the weights and of the work; None: as in the file.
+        options: of `WanVae`.
 
     Raises:
         ValueError: the file is missing, damaged, quantised, or not one of Wan's autoencoders.
     """
     tensors, config = read_vae(path)
-    return _opened(path, tensors, config, device, dtype)
+    return _opened(path, tensors, config, device, dtype, **options)
 
 
 def adopt_vae(
@@ -46,7 +50,12 @@ def adopt_vae(
 
 
 def _opened(
-    path: Path | str, tensors: Mapping[str, Tensor], config: Any, device: Any, dtype: torch.dtype | None
+    path: Path | str,
+    tensors: Mapping[str, Tensor],
+    config: Any,
+    device: Any,
+    dtype: torch.dtype | None,
+    **options: Any,
 ) -> "WanVae":
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
@@ -56,7 +65,7 @@ def _opened(
     dtype = dtype or tensors["decoder.conv_in.weight"].dtype
     tensors = {key: tensor.to(device, dtype) for key, tensor in tensors.items()}
     network.load_state_dict(tensors, strict=True, assign=True)
-    return WanVae(network.eval().requires_grad_(False))
+    return WanVae(network.eval().requires_grad_(False), **options)
 
 
 class WanVae:
@@ -69,7 +78,7 @@ class WanVae:
         margin: int | None = None,
         graph_bytes: int = 2 << 30,
         kept_bytes: int = 16 << 30,
-        caches_on_host: bool = True,
+        shelf: Shelf | None = None,
     ) -> None:
         """
         Args:
@@ -79,14 +88,13 @@ class WanVae:
                 and 2.2 for Wan 2.1; 9e-7, 1e-4 and 2e-2 for Wan 2.2.
             graph_bytes: above these a latent frame's graph keeps half, for one more pass of each block.
             kept_bytes: up to these `look` keeps the graphs of all latent frames, and decodes once.
-            caches_on_host: keep caches and such graphs in pinned host memory, so that the device's memory
-                does not grow with the frames; without a device there is no difference.
+            shelf: where caches and such graphs wait; None: on the host.
         """
         self.network = network
         self.margin = margin
         self.graph_bytes = graph_bytes
         self.kept_bytes = kept_bytes
-        self.caches_on_host = caches_on_host
+        self.shelf = shelf or Shelf()
         self.decoder = CausalDecoder(network)
 
     @property
@@ -164,7 +172,7 @@ class WanVae:
         return frames_BTCHW, lambda gradient_BTCHW: self._pull(latents_BCTHW, seen, gradient_BTCHW)
 
     def _box(self, latents_BCTHW: Tensor, box: Window) -> VideoBox:
-        options = {"margin": self.margin, "graph_bytes": self.graph_bytes, "shelf": self._shelf}
+        options = {"margin": self.margin, "graph_bytes": self.graph_bytes, "shelf": self.shelf}
         return VideoBox(self.decoder, self._denormalised(latents_BCTHW), box, **options)
 
     def _pull(self, latents_BCTHW: Tensor, seen: VideoBox, gradient_BTCHW: Tensor) -> Tensor:
@@ -179,18 +187,9 @@ class WanVae:
     def _weight(self) -> Tensor:
         return self.network.post_quant_conv.weight
 
-    @property
-    def _shelf(self) -> torch.device:
-        return torch.device("cpu") if self.caches_on_host else self._weight.device
-
     def _denormalised(self, latents_BCTHW: Tensor) -> Tensor:
         mean, std = statistics(self.channels, latents_BCTHW)
         return (latents_BCTHW * std + mean).to(self._weight)
-
-
-def _frames_of(index: int) -> slice:
-    """The frames of a latent frame."""
-    return slice(GROUP * index - 3, GROUP * index + 1) if index else slice(0, 1)
 
 
 def _extent(where: Tensor) -> tuple[int, int]:

@@ -5,6 +5,8 @@ each is decoded once more for its graph; or the graphs themselves: 10 GiB for a 
 its place for 121 frames of TI2V-5B.
 """
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,6 +16,22 @@ from .vae_decoder import CausalDecoder, Window
 
 GROUP = 4
 """Frames of every latent frame but the first, which is one."""
+
+
+class Shelf:
+    """Where caches and graphs wait for the way back, beside the device where the work is done."""
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        """device: the host, whose memory torch pins: the device's then does not grow with the frames."""
+        self.device = torch.device(device)
+
+    def put(self, tensor: Tensor) -> Tensor:
+        """The tensor on the shelf."""
+        return tensor.to(self.device, non_blocking=True)
+
+    def take(self, tensor: Tensor, device: torch.device) -> Tensor:
+        """A tensor on the shelf, back where it is used."""
+        return tensor.to(device, non_blocking=True)
 
 
 class VideoBox:
@@ -27,13 +45,12 @@ class VideoBox:
         *,
         margin: int | None,
         graph_bytes: int,
-        shelf: torch.device,
+        shelf: Shelf,
     ) -> None:
         """
         Args:
             z_BCTHW: latents of a batch of one, not normalised.
-            margin, graph_bytes: see `WanVae`.
-            shelf: where caches and graphs wait.
+            margin, graph_bytes, shelf: see `WanVae`.
         """
         height, width = z_BCTHW.shape[-2:]
         self._decoder, self._z, self._shelf = decoder, z_BCTHW, shelf
@@ -86,19 +103,15 @@ class VideoBox:
     @torch.no_grad()
     def _advance(self, index: int) -> Tensor:
         """Decode a latent frame; its caches are left at the border behind it."""
-        caches = [cache.to(self._z.device, non_blocking=True) for cache in self._borders[index]]
+        caches = [self._shelf.take(cache, self._z.device) for cache in self._borders[index]]
         chunk, caches = self._decoder(self._z[:, :, index : index + 1], caches, self.windows)
-        self._borders.append([cache.to(self._shelf, non_blocking=True) for cache in caches])
+        self._borders.append([self._shelf.put(cache) for cache in caches])
         return chunk
 
     def _decode_with_graph(self) -> list[Tensor]:
         """All latent frames as one graph, of which the shelf holds what is saved."""
-        device, chunks = self._z.device, []
-        caches: list[Tensor] = []
-        hooks = saved_tensors_hooks(
-            lambda saved: saved.to(self._shelf, non_blocking=True),
-            lambda saved: saved.to(device, non_blocking=True),
-        )
+        chunks, caches = [], []
+        hooks = saved_tensors_hooks(self._shelf.put, partial(self._shelf.take, device=self._z.device))
         self._z = self._z.detach().requires_grad_()
         with torch.enable_grad(), hooks:
             for z in self._z.split(1, dim=2):
@@ -109,9 +122,9 @@ class VideoBox:
     def _pull_chunk(self, z: Tensor, caches: list[Tensor], gradients: list[Tensor]) -> tuple[Tensor, ...]:
         """The gradients of one latent frame and of the caches it was given, from those of what it gave."""
         z = z.detach().requires_grad_()
-        caches = [cache.to(z.device, non_blocking=True).detach().requires_grad_() for cache in caches]
+        caches = [self._shelf.take(cache, z.device).detach().requires_grad_() for cache in caches]
         with torch.enable_grad():
-            chunk, kept = self._decoder(z, caches, self.windows, sparing=self._sparing)
+            chunk, kept = self._decoder(z, list(caches), self.windows, sparing=self._sparing)
         # The last latent frame's caches are wanted by nobody; some of the first one's are mere zeros.
         pairs = zip([chunk, *kept], gradients, strict=False)
         given, wanted = zip(*((part, wish) for part, wish in pairs if part.requires_grad), strict=True)

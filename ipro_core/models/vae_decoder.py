@@ -62,7 +62,7 @@ class CausalDecoder:
     def __call__(
         self,
         z_BCTHW: Tensor,
-        caches: Sequence[Tensor],
+        caches: list[Tensor],
         windows: Sequence[Window] | None = None,
         *,
         sparing: bool = False,
@@ -71,7 +71,8 @@ class CausalDecoder:
 
         Args:
             z_BCTHW: (B, C, 1, H, W), not normalised.
-            caches: as the chunk before returned them; none: the video begins here.
+            caches: as the chunk before returned them, and taken out of this list as they are used; none: the
+                video begins here.
             windows: of each stage, from `windows`; None: the whole picture.
             sparing: keep one input for every residual block instead of two.
 
@@ -80,6 +81,7 @@ class CausalDecoder:
         """
         begins = not caches
         slots: deque[Any] = deque(caches or [None] * self._num_caches)
+        caches.clear()
         attend = _again if torch.is_grad_enabled() else _call
         run = attend if sparing else _call
 
