@@ -1,5 +1,7 @@
 """The graph's own MODEL, VAE and CLIP as a studio, as Load Wan Expert makes one of files."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import cache, partial
