@@ -66,7 +66,7 @@ def test_a_judge_that_looks_beside_the_box_gets_the_whole_truth(find, caplog):
     for _ in range(2):
         value, pulled = pull(codec, LATENTS, judge_of(region))
         wanted_value, wanted = pull(codec.vae, LATENTS, judge_of(region))
-        torch.testing.assert_close(value, wanted_value)
+        torch.testing.assert_close(value, wanted_value, rtol=1e-5, atol=1e-4)  # another order of sums
         assert (pulled - wanted).norm() < 1e-5 * wanted.norm()
     assert codec.judged_again == 2 and caplog.text.count("looked beside") == 1
 

@@ -194,6 +194,20 @@ def test_frames_after_the_last_scored_one_are_not_computed(kind, monkeypatch):
     assert len(walks) == 1 and difference(one, plain(gradient)[:, :, :1]) < 1e-5
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_small_video_is_decoded_once_for_judgement_and_gradient(kind):
+    latents, frames, plain = whole(kind, 3, 2, 6)
+    gradient, walks = gradient_on(frames, "everything"), []
+    gradient[:, 6:] = 0  # the last latent frame is scored in part
+    for options, count in (({}, 3), ({"kept_bytes": 0}, 3 + 2 + 3)):
+        vae = WanVae(network(kind), **options)
+        vae.decoder, walks[:] = _Counted(vae.decoder, walks), []  # type: ignore[assignment]
+        seen, pulled = vae.pull(latents, lambda shown: (shown, gradient))
+        assert len(walks) == count and difference(seen, frames) < 1e-5
+        assert difference(pulled, plain(gradient)) < 1e-5
+    assert not WanVae(network(kind)).pull(latents, lambda shown: (0, torch.zeros_like(shown)))[1].any()
+
+
 class _Counted:
     def __init__(self, decoder, walks):
         self._decoder, self._walks = decoder, walks

@@ -14,9 +14,6 @@ from .counting import Ledger
 
 @dataclass(frozen=True)
 class Cost:
-    seconds: float | None
-    """The quickest of the runs: processor time on the CPU, which other programs hardly lengthen; elapsed time
-    on a GPU. None: not timed."""
     device_bytes: int
     """The most that were alive at once beside what was there before."""
     host_bytes: int | None
@@ -24,14 +21,11 @@ class Cost:
     flops: int
 
 
-def cost(
-    work: Callable[[], Any], device: torch.device, repeats: int = 2, ledger: Ledger | None = None
-) -> Cost:
-    """Of the work, which is run `repeats` times for its time, and once more where its memory is counted.
+def cost(work: Callable[[], Any], device: torch.device, ledger: Ledger | None = None) -> Cost:
+    """Of the work, done once.
 
     ledger: one that the work knows, where it tells the host's memory from the device's.
     """
-    seconds = min((_timed(work, device) for _ in range(repeats)), default=None)
     gc.collect()
     before = 0
     if device.type == "cuda":
@@ -46,14 +40,20 @@ def cost(
     if device.type == "cuda":  # what the kernels take for themselves counts there too
         torch.cuda.synchronize(device)
         peak = torch.cuda.max_memory_allocated(device) - before
-    return Cost(seconds, peak, books.peak["host"] - rest["host"] if ledger else None, books.flops)
+    return Cost(peak, books.peak["host"] - rest["host"] if ledger else None, books.flops)
 
 
-def _timed(work: Callable[[], Any], device: torch.device) -> float:
+def quickest(work: Callable[[], Any], device: torch.device, repeats: int) -> float:
+    """Seconds of the work, the least of that many runs: processor time on the CPU, which other programs
+    hardly lengthen; elapsed time on a GPU."""
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
+    return min(_timed(work, device, clock) for _ in range(repeats))
+
+
+def _timed(work: Callable[[], Any], device: torch.device, clock: Callable[[], float]) -> float:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    clock = time.perf_counter if device.type == "cuda" else time.process_time
     began = clock()
     work()
     if device.type == "cuda":

@@ -14,9 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .base import Judge, Result
 from .vae_box import GROUP, Shelf, VideoBox, frames_of
 from .vae_decoder import CausalDecoder, Window
 from .vae_files import check_vae, named_vae, read_vae, statistics
+
+LARGE = 0.2
+"""Share of a video that a box must see for its gradient to cost as much as the whole video's: the box is
+decoded twice more, and its inner stages see more than their share."""
 
 
 def load_vae(
@@ -134,6 +139,24 @@ class WanVae:
             chunk_BCTHW, caches = self.decoder(z[:, :, index : index + 1], caches)
             frames_BTCHW[:, frames_of(index)] = (chunk_BCTHW.to(frames_BTCHW.dtype) / 2 + 0.5).transpose(1, 2)
         return frames_BTCHW
+
+    @torch.no_grad()
+    def pull(self, latents_BCTHW: Tensor, judge: Judge[Result]) -> tuple[Result, Tensor]:
+        """See `base.pull`. Of a video so small that a box of one pixel sees much of it all graphs are kept,
+        if they may be: it is decoded once."""
+        height, width = (self.decoder.scale * side for side in latents_BCTHW.shape[-2:])
+        whole = (0, height, 0, width)
+        pixel = (height // 2, height // 2 + 1, width // 2, width // 2 + 1)
+        all_bytes, least_bytes = (self._box(latents_BCTHW, box).graph_bytes for box in (whole, pixel))
+        if least_bytes < LARGE * all_bytes or latents_BCTHW.shape[2] * all_bytes > self.kept_bytes:
+            result, gradient_BTCHW = judge(self.decode(latents_BCTHW))
+            return result, self.pullback(latents_BCTHW, gradient_BTCHW)
+        frames_BTCHW, pull_back = self.look(latents_BCTHW, whole)
+        result, gradient_BTCHW = judge(frames_BTCHW)
+        scored_T = (gradient_BTCHW[0] != 0).flatten(1).any(1)
+        if not scored_T.any():
+            return result, torch.zeros_like(latents_BCTHW)
+        return result, pull_back(gradient_BTCHW[:, : _extent(scored_T)[1]])
 
     def pullback(self, latents_BCTHW: Tensor, gradient_BTCHW: Tensor) -> Tensor:
         """d/d latents of ⟨gradient, decode(latents)⟩, exact where `margin` is None.
