@@ -50,8 +50,8 @@ def make(options: argparse.Namespace) -> dict[str, Any]:
     kinds = [trial.kind for trial in plan.trials]
     pairs, controls = kinds.count("pair"), len(kinds) - kinds.count("pair")
     print(
-        f"{options.out}: {pairs} pairs by {', '.join(plan.methods)} on {len(plan.scenes)} scenes, and {controls} "
-        f"controls; asked: {', '.join(plan.questions)}. Now: ipro study serve {options.out}"
+        f"{options.out}: {pairs} pairs by {', '.join(plan.methods)} on {len(plan.scenes)} scenes, and "
+        f"{controls} controls; asked: {', '.join(plan.questions)}. Now: ipro study serve {options.out}"
     )
     return {"study": str(options.out), "methods": plan.methods, "scenes": len(plan.scenes)} | {
         "pairs": pairs,
@@ -93,7 +93,7 @@ def _serve_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def results(options: argparse.Namespace) -> dict[str, Any]:
-    """Count the votes: win rates with intervals by voter and scene, and strengths for more than two methods."""
+    """Count the votes: win rates with intervals by voter and scene, strengths for more than two methods."""
     opened = Study.open(options.study)
     counted = study_results(opened)
     told = _finite(asdict(counted))

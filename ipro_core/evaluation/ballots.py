@@ -1,4 +1,4 @@
-"""Who votes in a study, and how: two files of JSON lines that only ever grow, kept through kills and power cuts."""
+"""Who votes in a study, and how: two files of JSON lines that only ever grow, whole after any kill."""
 
 import json
 import os
@@ -110,7 +110,7 @@ class _Lines:
         with self.path.open("ab+") as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)
-                # Nothing is ever taken away: a line that was cut short is ended, and does not swallow this one.
+                # Nothing is ever taken away: a line that was cut short is ended, or would swallow this one.
                 line = line if file.read(1) == b"\n" else b"\n" + line
             file.write(line)
             file.flush()

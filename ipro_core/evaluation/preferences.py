@@ -178,7 +178,7 @@ def _question(
     scenes = {
         scene: index for index, scene in enumerate(dict.fromkeys(trials[vote.trial].scene for vote in votes))
     }
-    drawn = _Draws(len(voters), len(scenes), seed)
+    drawn = Draws(len(voters), len(scenes), seed)
     wins_RMM = np.zeros((RESAMPLES, len(methods), len(methods)))
     wins_MM = np.zeros((len(methods), len(methods)))
     pairs = []
@@ -222,7 +222,7 @@ def _question(
     return QuestionPreference(name, tuple(pairs), tuple(strengths))
 
 
-class _Draws:
+class Draws:
     """Voters and scenes drawn anew; one of a kind, of whom there is no telling how others would be, stays."""
 
     def __init__(self, voters: int, scenes: int, seed: int) -> None:

@@ -127,7 +127,7 @@ class Study:
         folder: Path | str,
         title: str,
         questions: Sequence[str],
-        settings: StudySettings = StudySettings(),  # noqa: B008, it is frozen
+        settings: StudySettings = StudySettings(),
     ) -> "Study":
         """An empty study, for `add`.
 

@@ -1,4 +1,4 @@
-"""Which trials of a study a voter meets, in which order, and what lies left: seeded, even, and told to nobody."""
+"""Which trials of a study a voter meets, in which order, and what lies left: seeded, even, told to nobody."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -76,7 +76,7 @@ def ballot(trials: Sequence[Trial], number: int, *, seed: int, pairs: int = 0) -
     order.shuffle(controls)
     # From the last to the first, each into its own stretch: what comes before does not move.
     for index in reversed(range(len(controls))):
-        start, end = (len(shown) * edge // len(controls) for edge in (index, index + 1))
+        start, end = (count * edge // len(controls) for edge in (index, index + 1))
         shown.insert(order.randint(start, end), controls[index])
     return tuple(shown)
 

@@ -1,4 +1,4 @@
-"""A study on a port of its own, by the standard library's server: this machine alone, unless asked otherwise."""
+"""A study on a port of its own, by the standard library's server; for this machine alone, unless asked."""
 
 import logging
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer

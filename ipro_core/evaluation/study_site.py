@@ -21,6 +21,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from .ballots import Vote
 from .study import QUESTIONS, Study
+from .study_design import Showing
 
 PAGE = Path(__file__).resolve().parents[2] / "web" / "study"
 KINDS = {
@@ -40,8 +41,9 @@ MOST_BYTES = 16 << 10
 LONGEST = 24 * 3600.0
 MOST_PLAYS = 10_000
 SAFE = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
-    "media-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'",
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src 'self' data:; media-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'self'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
@@ -96,7 +98,7 @@ def answer(
         if path in PARTS:
             return _page(PARTS[path])
         if told := re.fullmatch(r"media/([0-9a-f]{32})/([0-9a-f]{32})/(left|right|image)", path):
-            return _media(study, *told.groups(), headers.get("range", ""))
+            return _media(study, told[1], told[2], told[3], headers.get("range", ""))
         raise Refused(404, "There is nothing at this address.")
     except Refused as reason:
         return refusal(reason.status, str(reason))
@@ -138,10 +140,10 @@ def _json(headers: Mapping[str, str], body: bytes) -> dict[str, Any]:
     return given
 
 
-def _showings(study: Study, voter: Any) -> Any:
+def _showings(study: Study, voter: str) -> tuple[Showing, ...]:
     try:
         return study.showings(voter)
-    except (KeyError, TypeError):
+    except KeyError:
         raise Refused(404, "This study has no such voter: open its address anew and begin.") from None
 
 
@@ -169,7 +171,7 @@ def _next(study: Study, voter: str) -> dict[str, Any]:
 
 
 def _vote(study: Study, given: Mapping[str, Any]) -> dict[str, Any]:
-    voter, trial_id = given.get("voter"), given.get("trial")
+    voter, trial_id = str(given.get("voter")), given.get("trial")
     showing = next((one for one in _showings(study, voter) if one.trial.id == trial_id), None)
     if showing is None:
         raise Refused(404, "This voter has no such trial.")

@@ -1,4 +1,4 @@
-"""Videos for a study: from a folder with one folder a method, or from a manifest; and how such a folder is left.
+"""Videos for a study: a folder with one folder a method, or a manifest; and how such a folder is left.
 
 videos/base/anna@0.mp4, videos/tuned/anna@0.mp4      scene, and the seed after @ if there is one
 videos/inputs/anna.png, videos/inputs/anna.txt       the input image and the prompt, if there are any
