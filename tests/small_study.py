@@ -1,6 +1,8 @@
 """A study that is made in a moment: small videos of moving colours, told apart by their method's colour."""
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -10,6 +12,7 @@ from ipro_core.clips.video import write_picture, write_video
 from ipro_core.evaluation.ballots import Side, Vote
 from ipro_core.evaluation.study import Study, StudySettings, Take, VideoSet
 from ipro_core.evaluation.study_design import Showing
+from ipro_core.evaluation.study_server import StudyServer
 
 COLOURS = {"base": (0.8, 0.2, 0.2), "tuned": (0.2, 0.7, 0.3), "other": (0.2, 0.3, 0.8)}
 
@@ -50,6 +53,19 @@ def video_folder(place: Path, scenes: Sequence[str], methods: Sequence[str] = ("
     for index, scene in enumerate(scenes):
         write_picture(place / "inputs" / f"{scene.partition('@')[0]}.png", video(methods[0], index)[0])
     return place
+
+
+@contextmanager
+def serving(study: Study, host: str = "127.0.0.1") -> Iterator[StudyServer]:
+    """Its server, while it is needed."""
+    with StudyServer(study, host) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def vote_for(study: Study, voter: str, showing: Showing, method: str) -> Vote:

@@ -4,13 +4,12 @@ import http.client
 import json
 import socket
 import threading
-from contextlib import closing, contextmanager
+from contextlib import closing
 
 import pytest
-from small_study import small_study
+from small_study import serving, small_study
 
 from ipro_core.evaluation.study import Study
-from ipro_core.evaluation.study_server import StudyServer
 from ipro_core.evaluation.study_site import MOST_BYTES, answer
 
 JSON = {"content-type": "application/json", "host": "here:1", "origin": "http://here:1"}
@@ -233,18 +232,6 @@ def test_a_stretch_of_a_video_is_given_to_who_asks_for_one(made, wanted, status,
         assert reply.headers["Content-Range"] == f"bytes {start}-{start + len(reply.body) - 1}/{len(whole)}"
 
 
-@contextmanager
-def served(study, host="127.0.0.1"):
-    with StudyServer(study, host) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
-
-
 def asked(server, method, path, body=None, headers=None):
     with closing(http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=10)) as connection:
         connection.request(method, path, body, headers or {})
@@ -253,7 +240,7 @@ def asked(server, method, path, body=None, headers=None):
 
 
 def test_two_voters_at_once_over_the_wire(made):
-    with served(made) as server:
+    with serving(made) as server:
         root = f"/{made.plan.id}/"
         assert server.address == f"http://127.0.0.1:{server.server_address[1]}{root}"
 
@@ -279,7 +266,7 @@ def test_two_voters_at_once_over_the_wire(made):
 
 
 def test_the_server_answers_only_at_the_studys_address_and_only_who_calls_it_by_its_name(made):
-    with served(made) as server:
+    with serving(made) as server:
         root = f"/{made.plan.id}/"
         assert asked(server, "GET", "/")[0] == asked(server, "GET", f"/{'0' * 32}/")[0] == 404
         status, headers, _ = asked(server, "GET", root[:-1])
@@ -295,7 +282,7 @@ def test_the_server_answers_only_at_the_studys_address_and_only_who_calls_it_by_
             f"{root}media/..%2f..%2fstudy.json",
         ):
             assert asked(server, "GET", path)[0] == 404
-    with served(made, "0.0.0.0") as server:
+    with serving(made, "0.0.0.0") as server:
         assert asked(server, "GET", root, headers={"Host": "my-machine.local"})[0] == 200
 
 
@@ -309,7 +296,7 @@ def test_the_server_answers_only_at_the_studys_address_and_only_who_calls_it_by_
     ],
 )
 def test_a_request_too_large_or_of_unknown_length_is_refused_before_it_is_read(made, head, status):
-    with served(made) as server, socket.create_connection(server.server_address[:2], timeout=10) as line:
+    with serving(made) as server, socket.create_connection(server.server_address[:2], timeout=10) as line:
         line.sendall(f"POST /{made.plan.id}/vote HTTP/1.1\r\nHost: 127.0.0.1\r\n{head}\r\n\r\n".encode())
         with line.makefile("rb") as told:
             first, rest = told.readline(), told.read()  # and the line is closed
@@ -321,7 +308,7 @@ def test_a_disk_that_takes_no_vote_is_told_as_such(made, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("ipro_core.evaluation.ballots.os.fsync", full)
-    with served(made) as server:
+    with serving(made) as server:
         kinds = {"Content-Type": "application/json"}
         status, _, body = asked(server, "POST", f"/{made.plan.id}/join", "{}", kinds)
     assert status == 500 and "could not be kept" in json.loads(body)["error"]

@@ -7,7 +7,7 @@ export function together(videos, { onRound = () => {}, wait = setTimeout, frame 
   const [lead, follow] = videos;
   let fps = 16, going = false, load = 0, ended = [false, false], plays = 0;
 
-  const ready = () => videos.every((video) => video.readyState >= PLAYABLE);
+  const ready = () => videos.every((video, index) => ended[index] || video.readyState >= PLAYABLE);
   function start() {
     if (!going || !ready()) return;
     videos.forEach((video, index) => { if (!ended[index]) video.play()?.catch?.(() => {}); });
