@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from small_study import small_study, vote_for
 
-from ipro_core.commands.study import table
 from ipro_core.evaluation.ballots import Vote
 from ipro_core.evaluation.preferences import Draws, bradley_terry, failed_controls, study_results
 from ipro_core.evaluation.statistics import bootstrap_interval
 from ipro_core.evaluation.study_design import Trial
+from ipro_core.evaluation.study_words import results_in_words
 
 
 def cast(study, prefer, voters=4):
@@ -91,7 +91,7 @@ def test_one_voter_on_one_scene_has_no_interval_and_one_voter_on_many_has_that_o
         told = study_results(study)
         low, high = told.questions[0].pairs[0].ci95
         assert (low < 0.5 < high) == known == math.isfinite(low)
-        assert ("not known from so few" in table(told)) != known
+        assert ("not known from so few" in results_in_words(told)) != known
 
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say():
@@ -173,7 +173,7 @@ def test_votes_of_who_fails_change_nothing_and_sides_chosen_blindly_show(tmp_pat
     told = study_results(study)
     assert list(told.left_out) == [clicker] and "identical" in told.left_out[clicker]
     assert told.questions == honest.questions and told.voters == 3
-    assert f"left out: voter {clicker[:6]}" in table(told)
+    assert f"left out: voter {clicker[:6]}" in results_in_words(told)
     # Six scenes by three voters, sides dealt evenly: left in 9 of 18, and one more or less a voter.
     assert abs(honest.left_share - 0.5) <= 1 / 6
 
@@ -184,4 +184,8 @@ def test_who_stopped_before_a_control_is_counted_and_told(tmp_path):
     first = next(one for one in study.showings(voter) if one.trial.kind == "pair")
     study.ballots.cast(vote_for(study, voter, first, "tuned"))
     told = study_results(study)
-    assert (told.voters, told.votes, told.unchecked) == (1, 1, 1) and "1 voters stopped" in table(told)
+    assert (told.voters, told.votes, told.unchecked) == (
+        1,
+        1,
+        1,
+    ) and "before they met a control, and are counted: 1" in results_in_words(told)

@@ -158,6 +158,21 @@ def test_what_cannot_be_compared_is_refused_in_one_sentence(tmp_path, sets, word
             study.add(videos)
 
 
+def test_of_a_study_that_was_refused_nothing_is_left(tmp_path):
+    sets = read_sets(video_folder(tmp_path / "videos", ["anna", "bert"]))
+    sets[1].videos["base"].write_bytes(b"no video")
+    with pytest.raises(ValueError, match=r"bert\.mp4 cannot be opened"):
+        Study.make(tmp_path / "study", "t", ["quality"], StudySettings(), sets)
+    assert list((tmp_path / "study").iterdir()) == []
+
+
+def test_a_question_about_the_text_wants_one(tmp_path):
+    study = Study.create(tmp_path, "t", ["text"])
+    takes = {name: Take(video(name, 0), 12.0) for name in ("base", "tuned")}
+    with pytest.raises(ValueError, match="scene has none"):
+        study.add(VideoSet("scene", takes, prompt=" "))
+
+
 def test_videos_that_no_page_could_hold_are_refused_before_they_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr("ipro_core.evaluation.study.MOST_PIXELS", 6 * 32 * 48 - 1)
     study = Study.create(tmp_path / "study", "t", ["quality"])

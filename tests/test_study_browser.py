@@ -1,4 +1,4 @@
-"""The study as people do it: in a real browser, with a reload in the midst, controls failed, results right."""
+"""The study as people do it: in a real browser, a reload in the midst, controls failed, results right."""
 
 import json
 import shutil

@@ -8,10 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.preferences import PairPreference, StudyResults, study_results
+from ..evaluation.preferences import study_results
 from ..evaluation.study import QUESTIONS, Study, StudySettings
 from ..evaluation.study_server import StudyServer
 from ..evaluation.study_sources import questions_for, read_sets
+from ..evaluation.study_words import results_in_words
 from ..files import write_atomically
 from .flags import add_knobs, given_knobs, progress
 
@@ -43,10 +44,8 @@ def make(options: argparse.Namespace) -> dict[str, Any]:
     sets = read_sets(options.videos)
     questions = options.questions or questions_for(sets, QUESTIONS)
     settings = StudySettings(**given_knobs(options, *StudySettings.__dataclass_fields__))
-    made = Study.create(options.out, options.title, questions, settings)
-    for videos in progress(sets, "encoding", len(sets)):
-        made.add(videos)
-    plan = made.plan
+    watched = progress(sets, "encoding", len(sets))
+    plan = Study.make(options.out, options.title, questions, settings, watched).plan
     kinds = [trial.kind for trial in plan.trials]
     pairs, controls = kinds.count("pair"), len(kinds) - kinds.count("pair")
     print(
@@ -99,47 +98,12 @@ def results(options: argparse.Namespace) -> dict[str, Any]:
     told = _finite(asdict(counted))
     path = opened.folder / "results.json"
     write_atomically(path, json.dumps(told, indent=2).encode() + b"\n")
-    print(f"{table(counted)}\nresults  {path}")
+    print(f"{results_in_words(counted)}\nresults  {path}")
     return {"results": str(path), **told}
 
 
 def _results_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("study", type=Path, help="A folder that `ipro study make` made.")
-
-
-def table(counted: StudyResults) -> str:
-    """The results for a terminal."""
-    lines = [f"{counted.votes} votes by {counted.voters} voters on {counted.scenes} scenes"]
-    if not counted.votes:
-        lines[0] = "There is no vote yet."
-    for question in counted.questions:
-        lines.append(QUESTIONS[question.question].title)
-        lines += [_pair_line(pair) for pair in question.pairs]
-        lines += [
-            f"    {one.method:<20} strength {one.strength:+.2f}   95 % {_span(one.ci95, '+.2f')}"
-            for one in question.strengths
-        ]
-    if math.isfinite(counted.left_share):
-        lines.append(f"left was preferred in {counted.left_share:.0%} of all preferences")
-    if counted.unchecked:
-        lines.append(f"{counted.unchecked} voters stopped before they met a control, and are counted")
-    lines += [f"left out: voter {voter[:6]} {reason}" for voter, reason in counted.left_out.items()]
-    if counted.damaged:
-        lines.append(f"{counted.damaged} lines were cut short while they were written, and are not counted")
-    return "\n".join(lines)
-
-
-def _pair_line(pair: PairPreference) -> str:
-    votes = pair.wins + pair.ties + pair.losses
-    shares = (
-        f"{pair.first} {pair.wins / votes:.0%}   no preference {pair.ties / votes:.0%}   "
-        f"{pair.second} {pair.losses / votes:.0%}"
-    )
-    return f"    {shares}   {pair.first}'s rate {pair.rate:.2f}   95 % {_span(pair.ci95, '.2f')}"
-
-
-def _span(ends: tuple[float, float], form: str) -> str:
-    return f"{ends[0]:{form}} to {ends[1]:{form}}" if math.isfinite(ends[0]) else "not known from so few"
 
 
 def _finite(value: Any) -> Any:

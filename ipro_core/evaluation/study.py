@@ -6,7 +6,8 @@ voters.jsonl, votes.jsonl     see `ballots`
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -149,6 +150,26 @@ class Study:
         return study
 
     @classmethod
+    def make(
+        cls,
+        folder: Path | str,
+        title: str,
+        questions: Sequence[str],
+        settings: StudySettings,
+        sets: Iterable[VideoSet],
+    ) -> "Study":
+        """A study of these sets; nothing is left of it if one of them is refused (see `add`)."""
+        study = cls.create(folder, title, questions, settings)
+        try:
+            for videos in sets:
+                study.add(videos)
+        except BaseException:
+            (study.folder / "study.json").unlink()
+            shutil.rmtree(study.folder / "media")
+            raise
+        return study
+
+    @classmethod
     def open(cls, folder: Path | str) -> "Study":
         """
         Raises:
@@ -176,8 +197,9 @@ class Study:
             False if it was in already.
 
         Raises:
-            ValueError: there are fewer than two methods, they are others than before, a file is bad or too
-                large, two differ in shape, or somebody has begun to vote.
+            ValueError: there are fewer than two methods, they are others than before, the prompt that is
+                asked about is missing, a file is bad or too large, two differ in shape, or somebody has begun
+                to vote.
         """
         plan, key = self.plan, _key(videos)
         if key in plan.sets:
@@ -189,6 +211,8 @@ class Study:
                 f"The study compares {', '.join(plan.methods)}; {videos.scene} has videos by "
                 f"{', '.join(videos.videos)}: give every scene one by each."
             )
+        if "text" in plan.questions and not videos.prompt.strip():
+            raise ValueError(f"The study asks about the text, and {videos.scene} has none: give its prompt.")
         if self.ballots.voters():
             raise ValueError(
                 "Somebody has begun to vote, and all must see the same: make a new study for more videos."

@@ -1,13 +1,11 @@
 """A study on a port of its own, by the standard library's server; for this machine alone, unless asked."""
 
-import logging
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
 from .study import Study
 from .study_site import Refused, Reply, answer, check_size, refusal
 
-logger = logging.getLogger("ipro")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 SECONDS = 30
 """A connection that says nothing for so long is closed."""
@@ -55,9 +53,6 @@ class _Handler(BaseHTTPRequestHandler):
         except Refused as reason:
             self.close_connection = True  # what it sends is not read
             return refusal(reason.status, str(reason))
-        except OSError as error:
-            logger.warning("The study cannot be read or written: %s.", error)
-            return refusal(500, "The vote could not be kept: tell whoever asked you.")
 
     def _answer(self, method: str, headers: dict[str, str], body: bytes) -> Reply:
         # A stranger's name for this machine would give a stranger's page the right to read from it.

@@ -10,6 +10,7 @@ No answer tells a method or a file's name, and no request names a file: only vot
 """
 
 import json
+import logging
 import math
 import re
 import time
@@ -23,6 +24,7 @@ from .ballots import Vote
 from .study import QUESTIONS, Study
 from .study_design import Showing
 
+logger = logging.getLogger("ipro")
 PAGE = Path(__file__).resolve().parents[2] / "web" / "study"
 KINDS = {
     ".html": "text/html; charset=utf-8",
@@ -104,6 +106,9 @@ def answer(
         return refusal(reason.status, str(reason))
     except ValueError as reason:
         return refusal(400, str(reason))
+    except OSError as error:
+        logger.warning("The study cannot be read or written: %s.", error)
+        return refusal(500, "The vote could not be kept: tell whoever asked you.")
 
 
 def check_size(length: str | int | None) -> int:

@@ -3,6 +3,7 @@ import test from "node:test";
 import { back, begin, chosen, complete, counted, pressed } from "../../web/study/choices.mjs";
 import { together } from "../../web/study/films.mjs";
 import { serverOf } from "../../web/study/server.mjs";
+import { summary } from "../../web/study_panel.mjs";
 
 const typed = (state, keys) => [...keys].reduce((now, key) => pressed(now, key).state, state);
 
@@ -171,4 +172,8 @@ test("what a server refuses is told in its own words, and one that is away in ou
   await assert.rejects(server.next(), { message: "No.", status: 400 });
   await assert.rejects(server.next(), { message: "The server answered 500." });
   await assert.rejects(server.vote("t", {}, 1, 1), /cannot be reached/);
+});
+
+test("a node tells its study in one line", () => {
+  assert.equal(summary({ methods: ["base", "tuned"], scenes: 1, voters: 2, votes: 12 }), "base, tuned · 1 scene · 12 votes by 2 voters");
 });
