@@ -74,7 +74,7 @@ def add_routes() -> None:
             size = check_size(request.content_length) if request.method == "POST" else 0
         except Refused as reason:
             return _web(web, refusal(reason.status, str(reason)))
-        body = await request.content.readexactly(size)
+        body = await request.content.readexactly(size) if size else b""
 
         def work() -> Any:
             study = _found(study_id)

@@ -1,4 +1,4 @@
-"""A blind study in the real host: made by a graph a scene at a time, voted on at its address, counted by the node."""
+"""A blind study in the real host: made by a graph a scene at a time, voted on there, counted by its node."""
 
 import http.client
 import json
