@@ -5,6 +5,10 @@ import json
 from contextlib import closing
 
 import pytest
+from study_voter import Voter
+
+from ipro_core.evaluation.preferences import study_results
+from ipro_core.evaluation.study import Study
 
 pytestmark = pytest.mark.host
 
@@ -101,3 +105,16 @@ def test_what_is_no_study_is_refused_by_its_address_and_by_its_node(host):
         not (host.base / "user" / "outside").exists()
         and not (host.base / "user" / "ipro" / "studies" / "bad").exists()
     )
+
+
+def test_its_page_works_from_the_host_as_it_does_alone(host, browser):
+    told = told_by(host, graph("seen", 0xCC3333, 0x33CC33, scene="one", prompt="nothing moves"))
+    study = Study.open(host.base / "user" / "ipro" / "studies" / "seen")
+    voter = Voter(browser, study, f"http://127.0.0.1:{host.port}/api{told['address']}").begin()
+    voter.page.locator("#trial").wait_for()
+    assert "nothing moves" in voter.page.locator("#prompt").inner_text()
+    for _ in range(3):
+        voter.vote()
+    voter.page.locator("#done").wait_for()
+    assert voter.errors == []
+    assert [question.pairs[0].rate for question in study_results(study).questions] == [1.0] * 4

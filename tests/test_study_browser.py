@@ -1,14 +1,13 @@
 """The study as people do it: in a real browser, a reload in the midst, controls failed, results right."""
 
 import json
-import shutil
 
 import pytest
 from small_study import serving, small_study
+from study_voter import Voter
 
 from ipro_core.evaluation.preferences import study_results
 
-FLAGS = ["--no-sandbox", "--disable-gpu", "--autoplay-policy=no-user-gesture-required"]
 PHONE = {
     "viewport": {"width": 390, "height": 844},
     "device_scale_factor": 2,
@@ -17,78 +16,11 @@ PHONE = {
 }
 
 
-@pytest.fixture(scope="module")
-def browser():
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ModuleNotFoundError:
-        pytest.skip("THE STUDY'S PAGE IS NOT TESTED: there is no playwright (pip install playwright)")
-    if chromium is None:
-        pytest.skip("THE STUDY'S PAGE IS NOT TESTED: there is no chromium")
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        yield opened
-        opened.close()
-
-
 @pytest.fixture
 def served(tmp_path):
     study = small_study(tmp_path, scenes=3, controls=1)
     with serving(study) as server:
         yield study, server.address
-
-
-class Voter:
-    """Somebody at the page, who votes by what an oracle tells them."""
-
-    def __init__(self, browser, study, address, **device):
-        self.study, self.address = study, address
-        self.context = browser.new_context(**device)
-        self.page = self.context.new_page()
-        self.errors: list[str] = []
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.on("console", lambda line: self.errors.append(line.text) if line.type == "error" else None)
-        self.asked: list[str] = []
-        self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.goto(address)
-
-    def begin(self):
-        self.page.get_by_role("button", name="Begin").click()
-        return self
-
-    def shown(self):
-        """The trial in hand, and the sides it is shown by."""
-        source = self.page.locator("video").first.evaluate("(video) => video.src")
-        voter, trial = source.split("/")[-3:-1]
-        return next(one for one in self.study.showings(voter) if one.trial.id == trial)
-
-    def watch(self):
-        """Until the questions may be answered: both videos have run to their end."""
-        self.page.wait_for_selector("#questions fieldset:not([disabled])", timeout=20_000)
-
-    def key_for(self, wanted):
-        """1, 2 or 0 for a method; "honest" is tuned, the clean one of a spoilt pair, none of two the same."""
-        showing = self.shown()
-        methods = [showing.trial.methods[side] for side in showing.sides]
-        if wanted == "left":
-            return "1"
-        if showing.trial.kind == "same":
-            return "0"
-        return str(1 + methods.index(showing.trial.methods[0] if showing.trial.kind == "spoilt" else "tuned"))
-
-    def vote(self, wanted="honest"):
-        """By the keyboard alone."""
-        self.watch()
-        before = self.page.locator("#count").inner_text()
-        for _ in self.study.plan.questions:
-            self.page.keyboard.press(self.key_for(wanted))
-        self.page.keyboard.press("Enter")
-        self.page.wait_for_function(
-            "(before) => document.getElementById('count').innerText !== before"
-            " || !document.getElementById('done').hidden",
-            arg=before,
-        )
 
 
 def test_two_voters_a_reload_and_failed_controls_give_the_right_results(browser, served):
