@@ -339,7 +339,7 @@ def test_the_commands_make_a_study_and_count_it(tmp_path, capsys):
         "questions": ["identity", "quality", "motion"]  # nothing is asked about a text that nobody gave
     }
     assert main(["study", "results", str(out)]) == 0
-    assert "no vote yet" in capsys.readouterr().out
+    assert "Nobody has voted" in capsys.readouterr().out
     study = Study.open(out)
     for _ in range(2):
         voter = study.ballots.join()

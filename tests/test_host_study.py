@@ -48,7 +48,7 @@ def test_a_study_grows_by_a_scene_a_run_is_voted_on_and_counted(host):
     assert told_by(host, graph("grows", 0xCC3333, 0x33CC33)) == first  # the same scene is taken in once
     told = told_by(host, graph("grows", 0xCC3333, 0x33CC33, scene="another"))
     assert (told["address"], told["scenes"], told["methods"]) == (first["address"], 2, ["base", "tuned"])
-    assert told["votes"] == 0 and "no vote yet" in told["results"]
+    assert told["votes"] == 0 and "Nobody has voted" in told["results"]
     root = told["address"]
     for prefix in ("", "/api"):  # both are the host's
         status, headers, _ = asked(host, "GET", prefix + root)

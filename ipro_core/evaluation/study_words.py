@@ -10,7 +10,7 @@ def results_in_words(counted: StudyResults) -> str:
     """A few lines for a terminal or a node's panel."""
     lines = [f"{counted.votes} votes by {counted.voters} voters on {counted.scenes} scenes"]
     if not counted.votes:
-        lines[0] = "There is no vote yet."
+        lines[0] = "Nobody has voted on a pair yet."
     for question in counted.questions:
         lines.append(QUESTIONS[question.question].title)
         lines += [_pair_line(pair) for pair in question.pairs]
