@@ -2,16 +2,23 @@
 
 import http.client
 import json
+import re
+import signal
 import socket
+import subprocess
+import sys
 import threading
+import urllib.request
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 from small_study import serving, small_study
 
 from ipro_core.evaluation.study import Study
-from ipro_core.evaluation.study_site import MOST_BYTES, answer
+from ipro_core.evaluation.study_site import MOST_BYTES, PAGE, PARTS, answer
 
+ROOT = Path(__file__).resolve().parents[1]
 JSON = {"content-type": "application/json", "host": "here:1", "origin": "http://here:1"}
 
 
@@ -190,10 +197,6 @@ def test_methods_that_an_address_does_not_take_are_refused(made):
 
 
 def test_the_page_and_all_that_it_loads_are_there_under_a_strict_policy(made):
-    import re
-
-    from ipro_core.evaluation.study_site import PAGE, PARTS
-
     page = get(made, "")
     assert page.status == 200 and page.kind.startswith("text/html")
     assert "script-src 'self';" in page.headers["Content-Security-Policy"]
@@ -312,3 +315,17 @@ def test_a_disk_that_takes_no_vote_is_told_as_such(made, monkeypatch):
         kinds = {"Content-Type": "application/json"}
         status, _, body = asked(server, "POST", f"/{made.plan.id}/join", "{}", kinds)
     assert status == 500 and "could not be kept" in json.loads(body)["error"]
+
+
+def test_the_command_serves_until_it_is_interrupted(tmp_path):
+    study = small_study(tmp_path, scenes=1)
+    command = [sys.executable, "-m", "ipro_core", "study", "serve", str(tmp_path), "--port", "0", "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert process.stdout
+    address = process.stdout.readline().split()[0]
+    with urllib.request.urlopen(address, timeout=10) as page:
+        assert address.endswith(f"/{study.plan.id}/") and b"study.mjs" in page.read()
+    process.send_signal(signal.SIGINT)
+    printed, complaints = process.communicate(timeout=20)
+    assert process.returncode == 0 and complaints == ""
+    assert json.loads(printed.splitlines()[-1]) == {"study": str(tmp_path), "address": address, "votes": 0}

@@ -80,7 +80,7 @@ def serve(options: argparse.Namespace) -> dict[str, Any]:
         except KeyboardInterrupt:
             print()
     votes = opened.ballots.votes()
-    print(f"{len(votes)} votes by {len({vote.voter for vote in votes})} voters.")
+    print(f"votes {len(votes)}, voters {len({vote.voter for vote in votes})}")
     return {"study": str(options.study), "address": server.address, "votes": len(votes)}
 
 

@@ -8,7 +8,7 @@ from .study import QUESTIONS
 
 def results_in_words(counted: StudyResults) -> str:
     """A few lines for a terminal or a node's panel."""
-    lines = [f"{counted.votes} votes by {counted.voters} voters on {counted.scenes} scenes"]
+    lines = [f"votes on pairs {counted.votes}, voters {counted.voters}, scenes {counted.scenes}"]
     if not counted.votes:
         lines[0] = "Nobody has voted on a pair yet."
     for question in counted.questions:
