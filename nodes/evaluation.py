@@ -12,7 +12,8 @@ from ..ipro_core.clips.video import write_video
 from ..ipro_core.evaluation.compare import Comparison, SceneVideos, compare_videos
 from ..ipro_core.evaluation.facesim import face_sim, find_reference
 from ..ipro_core.evaluation.report import write_report
-from ..ipro_core.evaluation.study import StudySettings, Take, VideoSet
+from ..ipro_core.evaluation.study import StudySettings, VideoSet
+from ..ipro_core.evaluation.study_videos import Take
 from ..ipro_core.faces.packs import load_face_models
 from ..ipro_core.files import fingerprint
 from ..ipro_core.job import adapter_of_run, check_run_fits, shareable, showing_faces

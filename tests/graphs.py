@@ -12,7 +12,7 @@ ROW, COLUMN, TALL = 26, 380, 80
 """Pixels of the page: one widget, one column of nodes, a node's head."""
 
 
-PANELS = {"Train": 350, "LoadRun": 350, "CompareRuns": 340, "FaceSimilarity": 340}
+PANELS = {"UserStudy": 200, "Train": 350, "LoadRun": 350, "CompareRuns": 340, "FaceSimilarity": 340}
 PANELS |= dict.fromkeys(("BuildFacePool", "ShowFaces", "MergeFacePools", "LoadFacePool"), 230)
 """Pixels that a node's own panel takes (web/ipro.js)."""
 

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ipro_core.clips.video import write_picture, write_video
 from ipro_core.evaluation.ballots import Side, Vote
-from ipro_core.evaluation.study import Study, StudySettings, Take, VideoSet
+from ipro_core.evaluation.study import Study, StudySettings, VideoSet
 from ipro_core.evaluation.study_design import Showing
 from ipro_core.evaluation.study_server import StudyServer
+from ipro_core.evaluation.study_videos import Take
 
 COLOURS = {"base": (0.8, 0.2, 0.2), "tuned": (0.2, 0.7, 0.3), "other": (0.2, 0.3, 0.8)}
 

@@ -18,9 +18,10 @@ from small_study import small_study, video, video_folder, vote_for
 from ipro_core.__main__ import main
 from ipro_core.clips.video import probe, read_frames, read_image, write_video
 from ipro_core.evaluation.ballots import Ballots, Vote
-from ipro_core.evaluation.study import Study, StudySettings, Take, VideoSet, spoilt
+from ipro_core.evaluation.study import Study, StudySettings, VideoSet
 from ipro_core.evaluation.study_design import Trial, ballot
 from ipro_core.evaluation.study_sources import keep_videos, read_sets
+from ipro_core.evaluation.study_videos import Take, spoilt
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -174,11 +175,13 @@ def test_a_question_about_the_text_wants_one(tmp_path):
 
 
 def test_videos_that_no_page_could_hold_are_refused_before_they_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr("ipro_core.evaluation.study.MOST_PIXELS", 6 * 32 * 48 - 1)
+    monkeypatch.setattr("ipro_core.evaluation.study_videos.MOST_PIXELS", 6 * 32 * 48 - 1)
     study = Study.create(tmp_path / "study", "t", ["quality"])
     (videos,) = read_sets(video_folder(tmp_path / "videos", ["anna"]))
     with pytest.raises(ValueError, match="6 frames of 48x32, too many for a page"):
         study.add(videos)
+    with pytest.raises(ValueError, match="A video has 6 frames of 48x32"):
+        study.add(VideoSet("one", {name: Take(video(name, 0), 12.0) for name in ("base", "tuned")}))
 
 
 def test_a_scene_is_taken_in_once_and_none_after_the_first_voter(tmp_path):

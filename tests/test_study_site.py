@@ -266,6 +266,12 @@ def test_two_voters_at_once_over_the_wire(made):
         for thread in threads:
             thread.join()
         assert counts == [5] * 4
+    # All that was asked here, also by strangers, has written two files, and those where they belong.
+    names = ["media", "study.json", "voters.jsonl", "votes.jsonl"]
+    assert sorted(path.name for path in made.folder.iterdir()) == names
+    assert (
+        len(list((made.folder / "media").iterdir())) == 3 * 3 + 1
+    )  # videos and an image a scene; one spoilt
 
 
 def test_the_server_answers_only_at_the_studys_address_and_only_who_calls_it_by_its_name(made):

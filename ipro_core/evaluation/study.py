@@ -13,20 +13,14 @@ from itertools import combinations
 from pathlib import Path
 from secrets import randbits, token_hex
 
-import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
-from ..clips.video import probe, read_frames, read_image, write_picture, write_video
+from ..clips.video import read_image, write_picture, write_video
 from ..files import fingerprint, sha256, write_atomically
 from ..types import check_knobs, knob
 from .ballots import Ballots
 from .study_design import Kind, Showing, Trial, ballot
-
-MOST_PIXELS = 1 << 27
-"""Of all frames of one video: 121 frames of 1280x704 fit, and it takes 1.6 GB while it is read."""
-SAME_SHAPE = 0.03
-"""Two methods may round a height differently."""
+from .study_videos import Take, alike, shrunk, spoilt
 
 
 @dataclass(frozen=True)
@@ -68,14 +62,6 @@ class StudySettings:
 
     def __post_init__(self) -> None:
         check_knobs(self)
-
-
-@dataclass(frozen=True)
-class Take:
-    """A video that is no file."""
-
-    frames_TCHW: Tensor
-    fps: float
 
 
 @dataclass(frozen=True)
@@ -218,7 +204,7 @@ class Study:
                 "Somebody has begun to vote, and all must see the same: make a new study for more videos."
             )
         ordered = {method: videos.videos[method] for method in plan.methods or videos.videos}
-        takes = _alike(ordered, plan.settings.max_side)
+        takes = alike(ordered, plan.settings.max_side)
         image = (
             videos.image
             if videos.image is None or isinstance(videos.image, Tensor)
@@ -260,69 +246,12 @@ class Study:
 
     def _picture(self, image_CHW: Tensor) -> str:
         name = f"{token_hex(16)}.png"
-        write_picture(self.folder / "media" / name, _shrunk(image_CHW[None], self.plan.settings.max_side)[0])
+        write_picture(self.folder / "media" / name, shrunk(image_CHW[None], self.plan.settings.max_side)[0])
         return name
 
     def _write(self, plan: Plan) -> None:
         write_atomically(self.folder / "study.json", json.dumps(asdict(plan), indent=1).encode() + b"\n")
         self.plan = plan
-
-
-def spoilt(frames_TCHW: Tensor) -> Tensor:
-    """The same video as nobody could prefer it: in coarse blocks, its colours turned, one frame of four."""
-    count, _, height, width = frames_TCHW.shape
-    side = max(1, min(height, width) // 8)
-    blocks = adaptive_avg_pool2d(frames_TCHW.float(), (max(1, height // side), max(1, width // side)))
-    return 1 - interpolate(blocks, size=(height, width))[torch.arange(count) // 4 * 4]
-
-
-def _alike(videos: Mapping[str, Path | Take], max_side: int) -> dict[str, Take]:
-    """All of one size, pace and length, that of the smallest and the shortest, so that none stands out."""
-    takes = {method: _read(video, max_side) for method, video in videos.items()}
-    fps = max(take.fps for take in takes.values())
-    paced = {method: _paced(take, fps) for method, take in takes.items()}
-    length = min(map(len, paced.values()))
-    sizes = sorted((tuple(frames.shape[2:]) for frames in paced.values()), key=lambda size: size[0] * size[1])
-    shapes = [width / height for height, width in sizes]
-    if max(shapes) > (1 + SAME_SHAPE) * min(shapes):
-        told = ", ".join(f"{method} {frames.shape[3]}x{frames.shape[2]}" for method, frames in paced.items())
-        raise ValueError(f"The videos of one scene must have one shape, not {told}: cut them alike.")
-    return {method: Take(_sized(frames[:length], sizes[0]), fps) for method, frames in paced.items()}
-
-
-def _read(video: Path | Take, max_side: int) -> Take:
-    if isinstance(video, Take):
-        return replace(video, frames_TCHW=_shrunk(video.frames_TCHW, max_side))
-    facts = probe(video)
-    shrink = min(1.0, max_side / max(facts.width, facts.height))
-    if facts.frames * facts.width * facts.height * shrink**2 > MOST_PIXELS:
-        raise ValueError(
-            f"{video} has {facts.frames} frames of {facts.width}x{facts.height}, too many for a page: cut "
-            "it, or give a smaller --max-side."
-        )
-    own = facts.fps if facts.variable_rate else None
-    return Take(read_frames(video, fps=own, max_side=max_side), facts.fps)
-
-
-def _paced(take: Take, fps: float) -> Tensor:
-    """The frames on show at 0, 1, 2, … of 1/fps seconds."""
-    if abs(take.fps - fps) < 1e-3 * fps:
-        return take.frames_TCHW
-    count = round(len(take.frames_TCHW) / take.fps * fps)
-    on_show = (torch.arange(count) * (take.fps / fps) + 1e-6).long()
-    return take.frames_TCHW[on_show.clamp_max(len(take.frames_TCHW) - 1)]
-
-
-def _shrunk(frames_TCHW: Tensor, max_side: int) -> Tensor:
-    height, width = frames_TCHW.shape[2:]
-    shrink = min(1.0, max_side / max(height, width))
-    return _sized(frames_TCHW, (max(1, round(height * shrink)), max(1, round(width * shrink))))
-
-
-def _sized(frames_TCHW: Tensor, size: tuple[int, ...]) -> Tensor:
-    if tuple(frames_TCHW.shape[2:]) == size:
-        return frames_TCHW
-    return interpolate(frames_TCHW.float(), size=size, mode="bilinear", antialias=True)
 
 
 def _key(videos: VideoSet) -> str:
