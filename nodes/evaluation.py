@@ -12,8 +12,7 @@ from ..ipro_core.clips.video import write_video
 from ..ipro_core.evaluation.compare import Comparison, SceneVideos, compare_videos
 from ..ipro_core.evaluation.facesim import face_sim, find_reference
 from ..ipro_core.evaluation.report import write_report
-from ..ipro_core.evaluation.study import StudySettings, VideoSet
-from ..ipro_core.evaluation.study_videos import Take
+from ..ipro_core.evaluation.study_design import StudySettings
 from ..ipro_core.faces.packs import load_face_models
 from ..ipro_core.files import fingerprint
 from ..ipro_core.job import adapter_of_run, check_run_fits, shareable, showing_faces
@@ -300,8 +299,11 @@ class UserStudy(io.ComfyNode):
 
 def _one_set(
     methods: str, given: dict[str, Any], fps: float, scene: str, prompt: str, image: Tensor | None
-) -> VideoSet:
-    """One scene of the videos that are linked."""
+) -> Any:
+    """One scene of the videos that are linked, a `VideoSet`."""
+    from ..ipro_core.evaluation.study import VideoSet
+    from ..ipro_core.evaluation.study_videos import Take
+
     videos = [video for number in range(1, 5) if (video := given.get(f"video_{number}")) is not None]
     names = [name.strip() for name in methods.split(",") if name.strip()]
     if len(names) != len(videos) or len(set(names)) != len(names) or len(videos) < 2:

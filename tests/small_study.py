@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ipro_core.clips.video import write_picture, write_video
 from ipro_core.evaluation.ballots import Side, Vote
-from ipro_core.evaluation.study import Study, StudySettings, VideoSet
-from ipro_core.evaluation.study_design import Showing
+from ipro_core.evaluation.study import Study, VideoSet
+from ipro_core.evaluation.study_design import Showing, StudySettings
 from ipro_core.evaluation.study_server import StudyServer
 from ipro_core.evaluation.study_videos import Take
 

@@ -18,8 +18,8 @@ from small_study import small_study, video, video_folder, vote_for
 from ipro_core.__main__ import main
 from ipro_core.clips.video import probe, read_frames, read_image, write_video
 from ipro_core.evaluation.ballots import Ballots, Vote
-from ipro_core.evaluation.study import Study, StudySettings, VideoSet
-from ipro_core.evaluation.study_design import Trial, ballot
+from ipro_core.evaluation.study import Study, VideoSet
+from ipro_core.evaluation.study_design import StudySettings, Trial, ballot
 from ipro_core.evaluation.study_sources import keep_videos, read_sets
 from ipro_core.evaluation.study_videos import Take, spoilt
 

@@ -17,9 +17,8 @@ from torch import Tensor
 
 from ..clips.video import read_image, write_picture, write_video
 from ..files import fingerprint, sha256, write_atomically
-from ..types import check_knobs, knob
 from .ballots import Ballots
-from .study_design import Kind, Showing, Trial, ballot
+from .study_design import Kind, Showing, StudySettings, Trial, ballot
 from .study_videos import Take, alike, shrunk, spoilt
 
 
@@ -46,22 +45,6 @@ QUESTIONS = {
     )
 }
 """The paper's four."""
-
-
-@dataclass(frozen=True)
-class StudySettings:
-    controls: int = knob(
-        2,
-        "Controls of each kind that every voter meets: one video twice, and one beside itself spoilt.",
-        min=0,
-        max=20,
-    )
-    pairs: int = knob(0, "Pairs that one voter judges, dealt evenly among voters; 0: all.", min=0)
-    max_side: int = knob(960, "Larger videos are shrunk until the longer side has this many pixels.", min=64)
-    seed: int = knob(0, "Of sides and order; 0: drawn, so that nobody can work them out.", min=0)
-
-    def __post_init__(self) -> None:
-        check_knobs(self)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,25 @@ from itertools import chain, zip_longest
 from random import Random
 from typing import Literal
 
+from ..types import check_knobs, knob
+
 Kind = Literal["pair", "same", "spoilt"]
+
+
+@dataclass(frozen=True)
+class StudySettings:
+    controls: int = knob(
+        2,
+        "Controls of each kind that every voter meets: one video twice, and one beside itself spoilt.",
+        min=0,
+        max=20,
+    )
+    pairs: int = knob(0, "Pairs that one voter judges, dealt evenly among voters; 0: all.", min=0)
+    max_side: int = knob(960, "Larger videos are shrunk until the longer side has this many pixels.", min=64)
+    seed: int = knob(0, "Of sides and order; 0: drawn, so that nobody can work them out.", min=0)
+
+    def __post_init__(self) -> None:
+        check_knobs(self)
 
 
 @dataclass(frozen=True)
