@@ -97,7 +97,7 @@ class Study:
         folder: Path | str,
         title: str,
         questions: Sequence[str],
-        settings: StudySettings = StudySettings(),
+        settings: StudySettings | None = None,
     ) -> "Study":
         """An empty study, for `add`.
 
@@ -113,6 +113,7 @@ class Study:
         if (folder / "study.json").exists():
             raise ValueError(f"{folder} holds a study: name another folder, or remove that one.")
         (folder / "media").mkdir(parents=True, exist_ok=True)
+        settings = settings or StudySettings()
         settings = replace(settings, seed=settings.seed or randbits(48))
         study = cls(folder, Plan(token_hex(16), title, tuple(questions), settings))
         study._write(study.plan)
