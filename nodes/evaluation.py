@@ -14,7 +14,6 @@ from ..ipro_core.evaluation.facesim import face_sim, find_reference
 from ..ipro_core.evaluation.report import write_report
 from ..ipro_core.evaluation.study_design import StudySettings
 from ..ipro_core.faces.packs import load_face_models
-from ..ipro_core.files import fingerprint
 from ..ipro_core.job import adapter_of_run, check_run_fits, shareable, showing_faces
 from ..ipro_core.runs import read_config, read_metrics
 from ..ipro_core.studio import Sampler, Studio
@@ -303,6 +302,7 @@ def _one_set(
     """One scene of the videos that are linked, a `VideoSet`."""
     from ..ipro_core.evaluation.study import VideoSet
     from ..ipro_core.evaluation.study_videos import Take
+    from ..ipro_core.files import fingerprint
 
     videos = [video for number in range(1, 5) if (video := given.get(f"video_{number}")) is not None]
     names = [name.strip() for name in methods.split(",") if name.strip()]
