@@ -8,7 +8,7 @@ def extension():
     try:
         from comfy_api.latest import ComfyExtension
 
-        from . import clips, evaluation, faces, host, models, rewards, sampling, training
+        from . import _study, clips, evaluation, faces, host, models, rewards, sampling, training
         from ._monitor import add_routes
 
         rooms = clips, faces, rewards, models, host, sampling, training, evaluation
@@ -20,6 +20,7 @@ def extension():
     class Ipro(ComfyExtension):
         async def get_node_list(self):
             add_routes()
+            _study.add_routes()
             return nodes
 
     return Ipro()

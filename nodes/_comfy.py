@@ -118,6 +118,11 @@ def temp_folder() -> Path:
     return folder
 
 
+def user_folder() -> Path:
+    """Where the host keeps what no address of its own gives out, but for its users' own files."""
+    return Path(folder_paths.get_user_directory()).resolve()
+
+
 def lora_folder() -> Path:
     return Path(folder_paths.get_folder_paths("loras")[0]).resolve()
 

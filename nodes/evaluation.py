@@ -11,6 +11,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..ipro_core.clips.video import write_video
+from ..ipro_core.evaluation.study_design import StudySettings
 from . import _comfy
 from ._monitor import run_folder
 from ._sockets import (
@@ -25,6 +26,8 @@ from ._sockets import (
     RunFolder,
     frames_of,
 )
+from ._study import opened, study_folder
+from ._widgets import settings_of, widgets
 
 if TYPE_CHECKING:
     from ..ipro_core.evaluation.compare import Comparison, SceneVideos
@@ -219,4 +222,116 @@ def _told(
     return {"ipro_compare": [told], "ipro_warning": [warning] if warning else []}
 
 
-NODES = [FaceSimilarity, CompareRuns, Report]
+class UserStudy(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        others = [
+            io.MultiType.Input(
+                f"video_{number}",
+                [io.Image, io.Video],
+                optional=True,
+                tooltip=f"The video of this scene by the method that is named {words}.",
+            )
+            for number, words in enumerate(("first", "second", "third", "fourth"), start=1)
+        ]
+        return _comfy.schema(
+            "UserStudy",
+            "User Study",
+            CATEGORY,
+            "Have people judge videos blind, side by side, in their browsers. Every run adds one scene, or a "
+            "folder of them, until the first voter begins; then it tells what is said so far.",
+            inputs=[
+                io.String.Input(
+                    "name", default="study", tooltip="The study's; another name is another study."
+                ),
+                io.String.Input("methods", default="base, tuned", tooltip="In the order of the videos."),
+                io.String.Input(
+                    "folder",
+                    default="",
+                    tooltip="Instead of videos: a folder in the output, with one folder of videos a method, "
+                    "as `ipro evaluate --keep-videos` leaves it.",
+                ),
+                io.String.Input(
+                    "scene", default="", tooltip="Person and first frame; empty: told by the image."
+                ),
+                io.String.Input(
+                    "prompt", default="", multiline=True, tooltip="Shown, and asked about if there is one."
+                ),
+                io.Float.Input(
+                    "fps", default=16.0, min=0.1, max=240, step=1, tooltip="Of videos given as images."
+                ),
+                *widgets(StudySettings, plain=("controls", "pairs")),
+                *others,
+                io.Image.Input("image", optional=True, tooltip="The input image, shown above the videos."),
+            ],
+            outputs=[io.String.Output(display_name="address", tooltip="Of the study, on this server.")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **_: Any) -> float:
+        return float("nan")  # votes have come in since
+
+    @classmethod
+    @_comfy.working("give shorter or smaller videos, or a smaller max_side.")
+    def execute(
+        cls,
+        name: str,
+        methods: str,
+        folder: str,
+        scene: str,
+        prompt: str,
+        fps: float,
+        image=None,
+        **given: Any,
+    ) -> io.NodeOutput:
+        from ..ipro_core.evaluation.preferences import study_results
+        from ..ipro_core.evaluation.study import QUESTIONS, Study
+        from ..ipro_core.evaluation.study_sources import questions_for, read_sets
+        from ..ipro_core.evaluation.study_words import results_in_words
+
+        if folder.strip():
+            sets = read_sets(_comfy.inside(_comfy.output_folder(), folder.strip()))
+        else:
+            sets = [_one_set(methods, given, fps, scene, prompt, image)]
+        place = study_folder(name)
+        watched = _comfy.shown(sets, len(sets))
+        if not (place / "study.json").exists():
+            settings, asked = settings_of(StudySettings, given), questions_for(sets, QUESTIONS)
+            Study.make(place, "Which video is better?", asked, settings, watched)
+        study = opened(place)
+        for videos in watched:
+            study.add(videos)
+        counted, votes = study_results(study), study.ballots.votes()
+        address = f"/ipro/study/{study.plan.id}/"
+        told = {"address": address, "methods": study.plan.methods, "scenes": len(study.plan.scenes)}
+        told |= {"voters": len({vote.voter for vote in votes}), "votes": len(votes)}
+        told |= {"results": results_in_words(counted)}
+        return io.NodeOutput(address, ui={"ipro_study": [told]})
+
+
+def _one_set(
+    methods: str, given: dict[str, Any], fps: float, scene: str, prompt: str, image: Tensor | None
+) -> Any:
+    """One scene of the videos that are linked, a `VideoSet`."""
+    from ..ipro_core.evaluation.study import VideoSet
+    from ..ipro_core.evaluation.study_videos import Take
+    from ..ipro_core.files import fingerprint
+
+    videos = [video for number in range(1, 5) if (video := given.get(f"video_{number}")) is not None]
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    if len(names) != len(videos) or len(set(names)) != len(names) or len(videos) < 2:
+        raise ValueError(
+            f"{len(videos)} videos are linked, and methods names {len(names)}: link two or more, and name "
+            "each of them once, with commas between."
+        )
+    takes = {}
+    for name, video in zip(names, videos, strict=True):
+        rate = fps if isinstance(video, Tensor) else float(video.get_components().frame_rate)
+        takes[name] = Take(frames_of(video), rate)
+    first_CHW = frames_of(image)[0] if image is not None else None
+    shown_CHW = first_CHW if first_CHW is not None else takes[names[0]].frames_TCHW[0]
+    return VideoSet(scene.strip() or fingerprint({"image": shown_CHW})[:12], takes, first_CHW, prompt)
+
+
+NODES = [FaceSimilarity, CompareRuns, Report, UserStudy]

@@ -30,6 +30,14 @@ def host(host_folder):
     host.__exit__()
 
 
+@pytest.fixture(scope="session")
+def browser():
+    from study_voter import real_browser
+
+    with real_browser() as opened:
+        yield opened
+
+
 @pytest.fixture
 def one_thread():
     """Networks this small only wait for each other's threads; and their sums are the same bit for bit."""

@@ -13,7 +13,14 @@ ROW, COLUMN, TALL, TEXT = 26, 380, 56, 60
 """Pixels of the page: a widget, a column of nodes, a node's head and foot, what a longer text takes more."""
 
 
-PANELS = {"Train": 350, "ResumeRun": 350, "LoadRun": 350, "CompareRuns": 340, "FaceSimilarity": 340}
+PANELS = {
+    "UserStudy": 200,
+    "Train": 350,
+    "ResumeRun": 350,
+    "LoadRun": 350,
+    "CompareRuns": 340,
+    "FaceSimilarity": 340,
+}
 PANELS |= {"BuildFacePool": 230, "LoadImage": 240, "PreviewImage": 200}
 """Pixels that a node's own panel takes (web/ipro.js), or the host's picture."""
 

@@ -185,6 +185,21 @@ def test_sample_makes_a_video_from_a_picture(tmp_path, capsys):
     assert out.stat().st_size > 1000
 
 
+def test_what_an_evaluation_keeps_becomes_a_study(tmp_path, capsys):
+    model, lora = open_tiny_world().model.open(), tmp_path / "none.safetensors"
+    model.new_adapter(rank=2)  # it begins at nothing, so tuned is base
+    export_lora(model, lora)
+    videos, few = tmp_path / "videos", ["--held-out", "2", "--seeds", "1"]
+    report = ["--report", str(tmp_path / "report.html"), "--keep-videos", str(videos)]
+    assert main(["evaluate", "--lora", str(lora), *few, *report]) == 0
+    assert main(["study", "make", str(videos), "-o", str(tmp_path / "study"), "--json"]) == 0
+    told = answer(capsys)
+    assert (told["methods"], told["scenes"], told["pairs"]) == (["base", "tuned"], 2, 2)
+    assert told["questions"] == ["identity", "quality", "text", "motion"]
+    for base, tuned in zip(sorted(videos.glob("base/*")), sorted(videos.glob("tuned/*")), strict=True):
+        assert base.name == tuned.name and base.read_bytes() == tuned.read_bytes()
+
+
 def test_without_a_reward_the_demo_finds_no_gain(tmp_path, capsys):
     few = ["--updates", "3", "--held-out", "4", "--seeds", "1"]
     assert main(["demo", "--run", str(tmp_path / "run"), "--reward-weight", "0", *SMALL, *few]) == 0

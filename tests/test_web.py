@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-WEB = sorted((ROOT / "web").glob("*js"))
+WEB = sorted((ROOT / "web").rglob("*js"))
 
 
 def test_what_is_drawn_and_remembered():

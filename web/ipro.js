@@ -4,10 +4,11 @@ import { api } from "../../scripts/api.js";
 import { comparePanel } from "./compare.mjs";
 import { poolPanel } from "./face_pool.mjs";
 import { runPanel } from "./run_monitor.mjs";
+import { studyPanel } from "./study_panel.mjs";
 
-const HEIGHTS = { run: 330, pool: 220, compare: 320 };
+const HEIGHTS = { run: 330, pool: 220, compare: 320, study: 190 };
 // What a node's `ui` holds decides which panel it gets.
-const PANELS = { ipro_run: ["run", runPanel], ipro_pool: ["pool", poolPanel], ipro_compare: ["compare", comparePanel] };
+const PANELS = { ipro_run: ["run", runPanel], ipro_pool: ["pool", poolPanel], ipro_compare: ["compare", comparePanel], ipro_study: ["study", studyPanel] };
 const RUNS = ["IPRO_Train", "IPRO_ResumeRun", "IPRO_LoadRun"];
 
 const ours = (node) => Boolean(node.comfyClass?.startsWith("IPRO_"));
@@ -20,7 +21,7 @@ export function view(file) {
 function panelOf(node, kind, make) {
   node.iproPanels ??= {};
   if (!node.iproPanels[kind]) {
-    const panel = make({ view, document });
+    const panel = make({ view, address: (path) => api.apiURL(path), document });
     for (const event of ["pointerdown", "wheel"]) panel.element.addEventListener(event, (e) => e.stopPropagation());
     node.addDOMWidget("ipro_" + kind, "ipro_" + kind, panel.element, { serialize: false, getMinHeight: () => HEIGHTS[kind] });
     node.iproPanels[kind] = panel;

@@ -5,7 +5,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from . import bench, curate, demo, doctor, evaluate, pools, sample, train
+from . import bench, curate, demo, doctor, evaluate, pools, sample, study, train
 
 
 class Command(NamedTuple):
@@ -22,6 +22,7 @@ COMMANDS = {
     "sample": Command(sample.sample, sample.sample_arguments),
     "train": Command(train.train, train.train_arguments),
     "evaluate": Command(evaluate.evaluate, evaluate.evaluate_arguments),
+    "study": Command(study.study, study.study_arguments),
     "bench": Command(bench.bench, bench.bench_arguments),
     "export": Command(train.export, train.export_arguments),
 }

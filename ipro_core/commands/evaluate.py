@@ -13,6 +13,7 @@ from ..clips.video import write_video
 from ..evaluation.compare import Comparison, SceneVideos, compare_videos
 from ..evaluation.film import side_by_side
 from ..evaluation.report import write_report
+from ..evaluation.study_sources import keep_videos
 from ..files import write_atomically
 from ..job import shareable, showing_faces
 from ..runs import read_metrics
@@ -76,6 +77,8 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 def add_judging(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--held-out", type=int, default=48, help="Scenes of the embedded world to judge on.")
     parser.add_argument("--seeds", type=int, default=2, help="Videos of each scene by each model.")
+    kept = "A folder to leave all videos in, one folder a model, for `ipro study make`."
+    parser.add_argument("--keep-videos", type=Path, help=kept)
 
 
 def judge(
@@ -107,6 +110,16 @@ def judge(
                 shown += 1
                 videos = {"real": pair.real_TCHW, "base": pair.base_TCHW, "tuned": pair.tuned_TCHW}
                 show(pair.scene, side_by_side(videos))
+            if options.keep_videos:
+                keep_videos(
+                    options.keep_videos,
+                    pair.scene,
+                    pair.seed,
+                    {"base": pair.base_TCHW, "tuned": pair.tuned_TCHW},
+                    studio.framing.fps,
+                    image_CHW=pair.reference_CHW,
+                    prompt=pair.prompt,
+                )
             yield pair
 
     steps = read_metrics(options.run)[-KL_UPDATES:] if options.run else []

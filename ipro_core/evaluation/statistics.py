@@ -70,11 +70,21 @@ def bootstrap_interval(values_S: np.ndarray, *, seed: int = 0, resamples: int = 
     count = len(values_S)
     if count < 2:
         return np.full((2, *values_S.shape[1:]), np.nan)
-    generator = np.random.default_rng(seed)
     # How often each scene is drawn; a matrix product then takes all the means at once.
-    draws = generator.multinomial(count, np.full(count, 1 / count), size=resamples) / count
+    draws = draw_counts(count, np.random.default_rng(seed), resamples) / count
+    return quantiles_95(np.tensordot(draws, values_S, axes=1), count)
+
+
+def draw_counts(count: int, generator: np.random.Generator, resamples: int = RESAMPLES) -> np.ndarray:
+    """How often each of `count` is drawn in each resample, (R, count); of a single one, once each time."""
+    return generator.multinomial(count, np.full(count, 1 / count), size=resamples)
+
+
+def quantiles_95(resampled_R: np.ndarray, count: int) -> np.ndarray:
+    """The ends of the 95 % interval that resamples over `count` units give, (2, …); NaN among them is left
+    out."""
     tail = NormalDist().cdf(-math.sqrt(count / (count - 1)) * _student_975(count - 1))
-    return np.quantile(np.tensordot(draws, values_S, axes=1), [tail, 1 - tail], axis=0)
+    return np.nanquantile(resampled_R, [tail, 1 - tail], axis=0)
 
 
 def _student_975(freedom: int) -> float:
