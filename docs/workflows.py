@@ -93,8 +93,15 @@ def face_pools() -> Graph:
     return {
         "clips": node("IPRO_LoadClips", source=CLIPS),
         "faces": node("IPRO_LoadFaceModels", pack=PACK),
-        "one": node("IPRO_ShowClip", clips=("clips", 0), index=0, max_frames=81),
-        "two": node("IPRO_ShowClip", clips=("clips", 0), index=1, max_frames=81),
+        "curated": node(
+            "IPRO_CurateClips",
+            clips=("clips", 0),
+            face_models=("faces", 0),
+            name="my_clips",
+            largest_face=0.0,
+        ),
+        "one": node("IPRO_ShowClip", clips=("curated", 0), index=0, max_frames=81),
+        "two": node("IPRO_ShowClip", clips=("curated", 0), index=1, max_frames=81),
         "pool one": node("IPRO_BuildFacePool", clip=("one", 0), face_models=("faces", 0)),
         "pool two": node(
             "IPRO_BuildFacePool", clip=("two", 0), face_models=("faces", 0), person=("pool one", 0)
@@ -170,6 +177,9 @@ POOLS = """## Build face pools
 
 Put clips of one person into input/my_clips, and an InsightFace pack into
 models/insightface/models/antelopev2.
+
+**Curate Clips** cuts them into shots and keeps those that show one person well; why a shot is dropped is on
+the page output/ipro/curated/my_clips/index.html. largest_face 0 allows any size: the paper's limit is 100.
 
 A pool is all faces of a clip. Look at **self_similarity**: 0.8 and more is one person, 0.2 to 0.35 are
 several people mixed. The second clip is followed by the first one's person; both pools are merged and

@@ -8,7 +8,6 @@ network in memory, and kept; training and sampling then open the video model and
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from .cache import Cache, Stage, name_of
 from .clips.dataset import faces_stage, image_stage, pool_of, text_stage
-from .clips.scenes import Scene
+from .clips.scenes import Place, Scene
 from .evaluation.compare import SceneVideos
 from .faces.detector import Detector
 from .faces.recognizer import Recognizer
@@ -78,8 +77,8 @@ class Studio:
     judge: Network[Recognizer] | None
     """Measures, never rewards."""
     cache: Cache
-    read_clips: Callable[[Sequence[Path | str]], Sequence[Scene]]
-    """Scenes from video files and folders of them, as the model sees them."""
+    read_clips: Callable[[Sequence[Place]], Sequence[Scene]]
+    """Scenes from video files, folders of them and manifests, as the model sees them."""
     boundary: float | None = None
     """The noise level below which the tuned one of two experts works."""
     draft: Network[DraftCodec] | None = None

@@ -61,11 +61,16 @@ class Clip:
 
     video: Path
     prompt: str = ""
-    fps: float = 0.0
-    """Frames per second to read at, by time stamp; 0 keeps the file's own frames."""
-    first_frame: int = 0
-    frames: int | None = None
-    """How many frames, None: to the end."""
+    start: float = 0.0
+    """Seconds after the video's first frame."""
+    end: float | None = None
+    """Seconds: when the first frame that is not the clip's any more is shown; None: the video's end."""
+
+    def __str__(self) -> str:
+        """`film.mp4`; of a part `film.mp4#t=3.2,8.1`, as addresses of media name it."""
+        if not self.start and self.end is None:
+            return str(self.video)
+        return f"{self.video}#t={self.start:.3f}," + (f"{self.end:.3f}" if self.end is not None else "")
 
 
 @dataclass(frozen=True, eq=False)

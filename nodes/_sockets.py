@@ -20,7 +20,7 @@ from ..ipro_core.tinyworld import open_tiny_world
 from ..ipro_core.tinyworld.scenes import tiny_scenes
 from ..ipro_core.training.ipro import IproSettings, TrainingSample
 from ..ipro_core.training.presets import PRESETS, Preset
-from ..ipro_core.types import FacePool, Framing
+from ..ipro_core.types import Clip, FacePool, Framing
 from ..ipro_core.wan_studio import DeviceSettings, Tuning, WanFiles, open_wan
 
 CLIPS = io.Custom("IPRO_CLIPS")
@@ -39,7 +39,7 @@ Text = Network[Callable[[str], Tensor]]
 class ClipChoice:
     """Video files, or scenes of the embedded world."""
 
-    videos: tuple[Path, ...] = ()
+    videos: tuple[Path | Clip, ...] = ()
     split: str = "tuning"
     count: int = 0
     seed: int = 0
@@ -52,6 +52,10 @@ class ClipChoice:
         """
         if self.videos:
             return list(studio.read_clips(self.videos))
+        if not self.count:
+            raise ValueError(
+                f"There is no clip for {self.split}: curate more clips, or set more of them apart."
+            )
         if studio.framing.width != 48:
             raise ValueError(
                 "Clips of the tiny world are 48 pixels wide: tune the tiny world's model on them."

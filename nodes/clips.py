@@ -1,11 +1,20 @@
 """Clips: real videos, or scenes of the tiny world, to tune and to judge on (Section 5.1)."""
 
+import sys
+from collections import Counter
 from pathlib import Path
 
+import torch
 from comfy_api.latest import io
 
-from ..ipro_core.clips.scenes import SUFFIXES
-from ..ipro_core.clips.video import probe, read_frames
+from ..ipro_core.clips.curation import CurationSettings
+from ..ipro_core.clips.manifest import MANIFEST, UNKNOWN, Source, Split, kept_clips
+from ..ipro_core.clips.measures import MeasureSettings
+from ..ipro_core.clips.scenes import SUFFIXES, clip_of
+from ..ipro_core.clips.video import first_shown, probe, read_frames
+from ..ipro_core.clips.vision import VisionSettings
+from ..ipro_core.curating import PAGE, Curation, CurationPlan
+from ..ipro_core.evaluation.curation_page import reasons
 from ..ipro_core.tinyworld.scenes import SPLITS, tiny_scenes
 from . import _comfy
 from ._sockets import (
@@ -19,6 +28,7 @@ from ._sockets import (
     frames_of,
     images_of,
 )
+from ._widgets import settings_of, widgets
 
 CATEGORY = "1 Clips"
 TUNABLE = ("tuning", "held_out", "checks")
@@ -97,6 +107,83 @@ class TinyWorldClips(io.ComfyNode):
         return io.NodeOutput(ClipChoice(split=people, count=count, seed=seed))
 
 
+class CurateClips(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        split = "Nobody who is in one of these clips is in one of the other output's."
+        return _comfy.schema(
+            "CurateClips",
+            "Curate Clips",
+            CATEGORY,
+            "Keep the clips that are good to tune on, shot by shot, with a reason for each that is dropped: "
+            "size and number of faces, coverage, one person throughout, sharpness, light, copies (5.1). No "
+            "clip is touched, and other limits need no new measuring. What was seen is on a page, index.html "
+            "in output/ipro/curated.",
+            inputs=[
+                CLIPS.Input("clips", tooltip="From Load Clips."),
+                FACE_MODELS.Input("face_models", tooltip="Find and compare faces; any pack, as for tuning."),
+                io.String.Input("name", default="clips", tooltip="Its folder in output/ipro/curated."),
+                *widgets(
+                    CurationSettings,
+                    plain=("largest_face", "least_coverage", "most_people", "least_seconds"),
+                ),
+                *widgets(MeasureSettings, plain=("none",)),
+                *widgets(VisionSettings, plain=("vision_model",), without=("vision_endpoint",)),
+                io.String.Input("licence", default=UNKNOWN, tooltip=_SOURCE.format("licence")),
+                io.String.Input("consent", default=UNKNOWN, tooltip=_SOURCE.format("consent")),
+            ],
+            outputs=[
+                CLIPS.Output(display_name="clips", tooltip=f"Kept, to tune on. {split}"),
+                CLIPS.Output(display_name="evaluation", tooltip=f"Kept, to judge on. {split}"),
+                io.Int.Output(display_name="kept", tooltip="How many shots are kept, of both."),
+                io.String.Output(display_name="page", tooltip="Where the page lies, in the output folder."),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    @_comfy.working("give smaller videos.")
+    def execute(cls, clips: ClipChoice, face_models: Path, name: str, **given) -> io.NodeOutput:
+        if not clips.videos:
+            raise ValueError("Clips of the tiny world need no curation: give videos, from Load Clips.")
+        folder = _comfy.inside(_comfy.output_folder() / "ipro" / "curated", name)
+        plan = CurationPlan(
+            settings_of(MeasureSettings, given),
+            settings_of(CurationSettings, given),
+            settings_of(VisionSettings, given),
+            Source(given["licence"], given["consent"]),
+        )
+        videos = list(dict.fromkeys(clip_of(place).video for place in clips.videos))
+        curation = Curation(videos, folder, face_models, plan, "cuda" if torch.cuda.is_available() else "cpu")
+        for stage in curation.stages():
+            for _ in _comfy.shown(stage.items, stage.total):
+                pass
+        verdicts = curation.write()
+        page = (folder / PAGE).relative_to(_comfy.output_folder()).as_posix()
+        dropped = ", ".join(f"{rule} {first}" for rule, (first, _) in reasons(verdicts).items() if first)
+        splits = Counter(verdict.split for verdict in verdicts if verdict.kept)
+        kept = splits["tuning"] + splits["evaluation"]
+        if not splits["tuning"]:
+            raise ValueError(
+                f"Of {len(verdicts)} shots none is kept to tune on ({dropped}): see {page}, change limits."
+            )
+        told = f"Kept {kept} of {len(verdicts)} shots; dropped: {dropped or 'none'}. See {page}."
+        return io.NodeOutput(
+            cls._split(folder, "tuning", splits),
+            cls._split(folder, "evaluation", splits),
+            kept,
+            page,
+            ui={"ipro_warning": [told]},
+        )
+
+    @staticmethod
+    def _split(folder: Path, split: Split, splits: Counter) -> ClipChoice:
+        return ClipChoice(tuple(kept_clips(folder / MANIFEST, split)) if splits[split] else (), split)
+
+
+_SOURCE = "Of clips for which no .json beside them says their {}. These are faces of people."
+
+
 class ShowClip(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -128,10 +215,12 @@ class ShowClip(io.ComfyNode):
         if index >= count:
             raise ValueError(f"There are {count} clips, counted from 0: choose an index below {count}.")
         if clips.videos:
-            video = clips.videos[index]
-            words = video.with_suffix(".txt")
-            prompt = words.read_text(encoding="utf-8").strip() if words.exists() else ""
-            frames_TCHW, fps = read_frames(video, count=max_frames or None), probe(video).fps
+            clip = clip_of(clips.videos[index])
+            prompt, fps = clip.prompt, probe(clip.video).fps
+            first = first_shown(clip.start, fps)
+            last = None if clip.end is None else first_shown(clip.end, fps)
+            count = min(max_frames or sys.maxsize, sys.maxsize if last is None else last - first)
+            frames_TCHW = read_frames(clip.video, first, count)
         else:
             *_, scene = tiny_scenes(clips.split, index + 1, clips.seed)
             prompt, fps = scene.prompt, 8.0
@@ -188,4 +277,4 @@ class DatasetFromImage(io.ComfyNode):
         return io.NodeOutput(Dataset(StillChoice(frames_of(first_frames), text_LD), face_models, pool))
 
 
-NODES = [LoadClips, TinyWorldClips, ShowClip, BuildDataset, DatasetFromImage]
+NODES = [LoadClips, TinyWorldClips, CurateClips, ShowClip, BuildDataset, DatasetFromImage]

@@ -11,6 +11,8 @@ pytestmark = pytest.mark.host
 
 SMALL = {"width": 32, "height": 32, "frames": 5, "updates": 2, "batch_size": 1, "rank": 2, "sample_every": 2}
 SMALL |= {"boundary_seeds": 2, "max_frames": 12, "seeds": 1, "warmup": 0}
+ANY_CLIP = {"least_side": 0, "least_fps": 0, "least_seconds": 0, "least_sharpness": 0, "least_distance": 0}
+ANY_CLIP |= {"most_clipped": 0, "most_people": 0}
 PLACES = {
     "model": "diffusion_models",
     "high_noise": "diffusion_models",
@@ -77,7 +79,11 @@ def test_a_persons_clips_become_one_pool_in_a_file(host, tmp_path):
     if not pack.exists():
         pack.parent.mkdir(parents=True, exist_ok=True)
         pack.symlink_to(tiny_wan.write_pack(tmp_path / "pack"))
-    outputs = host.execute(small_graph(host, "1_build_face_pools"))
+    graph = small_graph(host, "1_build_face_pools", **ANY_CLIP)
+    outputs = host.execute(graph)
+    told = [output["ipro_warning"] for output in outputs.values() if output.get("ipro_warning")]
+    assert ["Kept 2 of 2 shots; dropped: none. See ipro/curated/my_clips/index.html."] in told
+    assert (host.base / "output" / "ipro" / "curated" / "my_clips" / "index.html").exists()
     pools = [output["ipro_pool"][0] for output in outputs.values() if "ipro_pool" in output]
     assert [len(pool["frames"]) for pool in pools] == [12, 12]
     assert (host.base / "output" / "ipro" / "pools" / "person.safetensors").exists()

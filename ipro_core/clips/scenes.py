@@ -11,8 +11,12 @@ from torch import Tensor
 
 from ..files import fingerprint, sha256
 from ..types import Clip, Framing
-from .video import iterate_frames, probe, read_frames
+from .manifest import MANIFEST, Split, kept_clips, words_of
+from .video import TIME_ROUNDING, first_shown, iterate_frames, probe, read_frames
 
+Place = Path | str | Clip
+"""A video file, a folder of them, a manifest; or a clip that was found already."""
+MANIFEST_SUFFIX = Path(MANIFEST).suffix
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 
 
@@ -52,19 +56,22 @@ class ClipScene:
     def prompt(self) -> str:
         return self.clip.prompt
 
+    @property
+    def first_frame(self) -> int:
+        """Of the frames at the model's pace."""
+        return first_shown(self.clip.start, self.framing.fps)
+
     def key(self) -> dict[str, Any]:
         size = [self.framing.width, self.framing.height, self.framing.frames, self.framing.fps]
-        return {"video": sha256(self.clip.video), "first_frame": self.clip.first_frame, "size": size}
+        return {"video": sha256(self.clip.video), "first_frame": self.first_frame, "size": size}
 
     def first(self) -> Tensor:
-        return fit(
-            read_frames(self.clip.video, self.clip.first_frame, 1, fps=self.framing.fps), self.framing
-        )[0]
+        return fit(read_frames(self.clip.video, self.first_frame, 1, fps=self.framing.fps), self.framing)[0]
 
     def frames(self) -> Tensor:
         """Raises ValueError if the clip is missing, unreadable or too short."""
         wanted = self.framing
-        frames_TCHW = read_frames(self.clip.video, self.clip.first_frame, wanted.frames, fps=wanted.fps)
+        frames_TCHW = read_frames(self.clip.video, self.first_frame, wanted.frames, fps=wanted.fps)
         if len(frames_TCHW) < wanted.frames:
             raise ValueError(
                 f"{self.clip.video} is too short: {wanted.frames} frames at {wanted.fps:g} per second are "
@@ -73,7 +80,7 @@ class ClipScene:
         return fit(frames_TCHW, wanted)
 
     def pieces(self) -> Iterator[Tensor]:
-        first, count, fps = self.clip.first_frame, self.framing.frames, self.framing.fps
+        first, count, fps = self.first_frame, self.framing.frames, self.framing.fps
         return iterate_frames(self.clip.video, first, count, fps=fps, max_side=1920, chunk=16)
 
 
@@ -98,28 +105,50 @@ class ShownScene:
         yield self.frames_TCHW
 
 
-def clip_scenes(places: Sequence[Path | str], framing: Framing) -> list[ClipScene]:
-    """Scenes from video files, and from all those of folders; `clip.txt` beside `clip.mp4` is its prompt.
+def clip_scenes(places: Sequence[Place], framing: Framing) -> list[ClipScene]:
+    """The scenes of `find_clips`.
 
     Raises:
         ValueError: a place is missing, unreadable, holds no video, or a clip is too short.
     """
-    videos = find_videos(places)
-    common = Counter(video.stem for video in videos)
+    clips = find_clips(places)
+    files = Counter(video.stem for video in {clip.video for clip in clips})
     scenes = []
-    for video in videos:
-        facts = probe(video)
-        if facts.duration * framing.fps <= framing.frames - 1:
+    for clip in clips:
+        facts, video = probe(clip.video), clip.video
+        end = facts.duration if clip.end is None else min(clip.end, facts.duration)
+        last = (first_shown(clip.start, framing.fps) + framing.frames - 1) / framing.fps
+        if last >= end - TIME_ROUNDING:
             raise ValueError(
-                f"{video} is too short, {facts.duration:.1f} seconds: {framing.frames} frames at "
+                f"{clip} is too short, {end - clip.start:.1f} seconds: {framing.frames} frames at "
                 f"{framing.fps:g} per second are wanted; choose a longer clip, or fewer frames."
             )
-        words = video.with_suffix(".txt")
-        prompt = words.read_text(encoding="utf-8").strip() if words.exists() else ""
-        # Two folders' clips of one name are two scenes.
-        name = video.stem if common[video.stem] == 1 else f"{video.parent.name} {video.stem}"
-        scenes.append(ClipScene(Clip(video, prompt), framing, name))
+        # Two folders' clips of one name are two scenes, and so are two shots of one file.
+        name = video.stem if files[video.stem] == 1 else f"{video.parent.name} {video.stem}"
+        whole = not clip.start and clip.end is None
+        scenes.append(ClipScene(clip, framing, name if whole else f"{name} {clip.start:.1f}s"))
     return scenes
+
+
+def find_clips(places: Sequence[Place], split: Split = "tuning") -> list[Clip]:
+    """Clips from video files and from all those of folders, with `clip.txt` beside `clip.mp4` as prompt; and
+    what a manifest of `ipro curate` keeps of a split.
+
+    Raises:
+        ValueError: a folder holds no video, or a file is no manifest.
+    """
+    clips = []
+    for place in places:
+        if not isinstance(place, Clip) and Path(place).suffix == MANIFEST_SUFFIX:
+            clips += kept_clips(Path(place), split)
+        else:
+            clips += map(clip_of, [place] if isinstance(place, Clip) else find_videos([place]))
+    return clips
+
+
+def clip_of(video: Path | Clip) -> Clip:
+    """A whole file with its prompt; a clip stays what it is."""
+    return video if isinstance(video, Clip) else Clip(video, words_of(video))
 
 
 def fit(frames_TCHW: Tensor, framing: Framing) -> Tensor:

@@ -5,6 +5,7 @@ beginning: seeking to single frames is slower and, at a variable frame rate, hit
 """
 
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,11 +50,9 @@ def probe(path: Path | str) -> VideoFacts:
     Raises:
         ValueError: the file is missing, no video, or damaged.
     """
+    times = np.array(frame_times(path))
     with _opened(path) as (container, stream):
         codec, rate = stream.codec_context.name, _rate(stream)
-        shown = (packet for packet in _packets(container, stream) if not packet.is_discard)
-        times = np.sort([float(p.pts * p.time_base) for p in shown if p.pts is not None])
-    with _opened(path) as (container, stream):
         frame = next(_frames(container, stream), None)
     if frame is None or len(times) == 0:
         raise ValueError(f"{path} holds no frame: choose another file.")
@@ -64,6 +63,22 @@ def probe(path: Path | str) -> VideoFacts:
     turns = _quarter_turns(frame)
     width, height = (frame.height, frame.width) if turns % 2 else (frame.width, frame.height)
     return VideoFacts(len(times), fps, duration, width, height, 90 * turns, codec, variable)
+
+
+def frame_times(path: Path | str) -> list[float]:
+    """When each frame is shown, in the file's own seconds; nothing is decoded.
+
+    Raises:
+        ValueError: the file is missing, no video, or damaged.
+    """
+    with _opened(path) as (container, stream):
+        shown = (packet for packet in _packets(container, stream) if not packet.is_discard)
+        return sorted(float(packet.pts * packet.time_base) for packet in shown if packet.pts is not None)
+
+
+def first_shown(seconds: float, fps: float) -> int:
+    """The first frame, of those that `read_frames` gives at `fps`, that shows what comes at `seconds`."""
+    return max(0, math.ceil((seconds - TIME_ROUNDING) * fps))
 
 
 def read_frames(

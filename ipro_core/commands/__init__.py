@@ -5,7 +5,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from . import bench, demo, doctor, evaluate, pools, sample, train
+from . import bench, curate, demo, doctor, evaluate, pools, sample, train
 
 
 class Command(NamedTuple):
@@ -16,6 +16,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "doctor": Command(doctor.doctor, doctor.doctor_arguments),
     "demo": Command(demo.demo, demo.demo_arguments),
+    "curate": Command(curate.curate, curate.curate_arguments),
     "pool": Command(pools.pool, pools.pool_arguments),
     "score": Command(pools.score, pools.score_arguments),
     "sample": Command(sample.sample, sample.sample_arguments),

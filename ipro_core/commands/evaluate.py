@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..clips.scenes import Scene
+from ..clips.scenes import Scene, find_clips
 from ..clips.video import write_video
 from ..evaluation.compare import Comparison, SceneVideos, compare_videos
 from ..evaluation.film import side_by_side
@@ -49,7 +49,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     if job.is_wan and not options.clips:
         raise ValueError("Wan is judged on clips of people it was not tuned on: give them with --clips.")
     warn_of_known_clips(options.clips, config.get("clips", []))
-    scenes = studio.read_clips(options.clips)
+    scenes = studio.read_clips(find_clips(options.clips, "evaluation"))
     report = options.report or (options.run or Path()) / "report.html"
 
     def show(scene: str, film_TCHW: Tensor) -> None:
@@ -65,7 +65,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
 def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", type=Path, help="The run whose newest adapter is judged.")
     parser.add_argument("--lora", type=Path, help="Or a LoRA file.")
-    clips = "Clips of people never trained on, or folders of them."
+    clips = "Clips of people never trained on, folders of them, or a manifest of `ipro curate`."
     parser.add_argument("--clips", nargs="+", type=Path, default=[], help=clips)
     parser.add_argument("--report", type=Path, help="The page to write; default: report.html in the run.")
     add_networks(parser)

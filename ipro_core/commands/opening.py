@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..clips.scenes import find_videos
+from ..clips.scenes import MANIFEST_SUFFIX, find_clips
 from ..faces.packs import find_pack
 from ..job import Job, adapter_of_run, check_run_fits
 from ..models.lora import check_lora, import_lora, lora_settings
@@ -119,7 +119,12 @@ def judged_config(options: argparse.Namespace) -> dict[str, Any]:
 
 def warn_of_known_clips(clips: Sequence[Path], tuned_on: Sequence[str]) -> None:
     """Whoever judges on what was tuned on measures memory."""
-    known = {str(clip.resolve()) for clip in find_videos(clips)} & set(tuned_on)
+    there = [place for place in tuned_on if Path(place).suffix != MANIFEST_SUFFIX or Path(place).exists()]
+    known, judged = (
+        {str(replace(clip, video=clip.video.resolve())) for clip in found}
+        for found in (find_clips(there), find_clips(clips, "evaluation"))
+    )
+    known &= judged
     if known:
         logger.warning("The run was tuned on %s: judge it on other people.", ", ".join(sorted(known)))
 

@@ -45,7 +45,7 @@ def train_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=Path,
         default=[],
-        help="Clips to tune on, or folders of them; clip.txt its prompt.",
+        help="Clips to tune on, folders of them (clip.txt its prompt), or a manifest of `ipro curate`.",
     )
     add_tuning(parser)
 

@@ -1,6 +1,6 @@
-"""Small charts as inline SVG: lines with bands, and dots in pairs. They take the page's colours and fonts.
+"""Small charts as inline SVG: lines with bands, dots in pairs, histograms.
 
-Everything is text: the same values give the same bytes.
+They take the page's colours and fonts. Everything is text: the same values give the same bytes.
 """
 
 import math
@@ -118,6 +118,51 @@ def pair_chart(rows: Sequence[tuple[str, float, float]], *, title: str) -> str:
             f'<circle class="dot tuned" cx="{place_x(after):.1f}" cy="{y:.1f}" r="4.5"/></g>'
         )
     return _svg(title, WIDTH, height, parts)
+
+
+def histogram(
+    passed: Sequence[float],
+    failed: Sequence[float],
+    *,
+    limit: float | None,
+    title: str,
+    x_name: str = "",
+    width: int = 320,
+    height: int = 170,
+    bins: int = 24,
+) -> str:
+    """How often each value was met, what passes below what does not, and the limit as a line across."""
+    values = [*passed, *failed]
+    ticks = _ticks([*values, *([] if limit is None else [limit])])
+    low, high, left, right, top, bottom = ticks[0], ticks[-1], 10, 10, 14, 34
+    counts = [[0] * bins, [0] * bins]
+    for row, some in zip(counts, (passed, failed), strict=True):
+        for value in some:
+            row[min(bins - 1, int(bins * (value - low) / (high - low)))] += 1
+    most = max(map(sum, zip(*counts, strict=True)))
+    wide, tall = (width - left - right) / bins, (height - top - bottom) / max(1, most)
+    base, parts = height - bottom, []
+    parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{base}" y2="{base}"/>')
+    for place, pair in enumerate(zip(*counts, strict=True)):
+        y = float(base)
+        for count, kind in zip(pair, ("rise", "fall"), strict=True):
+            if count:
+                y -= count * tall
+                parts.append(
+                    f'<rect class="bar {kind}" x="{left + place * wide:.1f}" y="{y:.1f}" '
+                    f'width="{wide - 1:.1f}" height="{count * tall:.1f}"><title>{count}</title></rect>'
+                )
+    for value, anchor in ((low, "start"), (high, "end")):
+        x = left if anchor == "start" else width - right
+        parts.append(f'<text x="{x}" y="{height - 16}" text-anchor="{anchor}">{value:g}</text>')
+    parts.append(f'<text x="{width / 2}" y="{height - 16}" text-anchor="middle">{escape(x_name)}</text>')
+    if limit is not None:
+        x = left + (width - left - right) * (limit - low) / (high - low)
+        parts.append(
+            f'<line class="level limit" x1="{x:.1f}" x2="{x:.1f}" y1="{top - 8}" y2="{base}">'
+            f"<title>limit {limit:g}</title></line>"
+        )
+    return _svg(title, width, height, parts)
 
 
 def _svg(title: str, width: int, height: int, parts: Sequence[str]) -> str:

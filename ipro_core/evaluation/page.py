@@ -1,4 +1,4 @@
-"""The look of report.html: one calm column, light or dark as the reader's system, readable on a phone."""
+"""The look of our pages: one calm column, light or dark as the reader's system, readable on a phone."""
 
 from html import escape
 
@@ -62,6 +62,10 @@ svg text { fill: var(--soft); }
 .band.base, .dot.base { fill: var(--base); } .band.tuned, .dot.tuned { fill: var(--tuned); }
 .band.real, .dot.real { fill: var(--real); } .dot.plain { fill: var(--tuned); }
 .join.rise { stroke: var(--tuned); opacity: .45; } .join.fall { stroke: var(--fall); opacity: .8; }
+.bar.rise { fill: var(--rise); } .bar.fall { fill: var(--fall); } .level.limit { stroke: var(--ink); }
+i.rise { background: var(--rise); } i.fall { background: var(--fall); }
+.sheets { display: grid; grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); gap: 1rem; }
+.sheets img { display: block; width: 100%; border-radius: 4px; margin-top: .5rem; }
 .legend { color: var(--soft); font-size: .85rem; margin-top: .4rem; }
 i { display: inline-block; width: .7rem; height: .7rem; border-radius: 50%; margin: 0 .35rem 0 .6rem; }
 .legend i:first-child, .who i { margin-left: 0; }

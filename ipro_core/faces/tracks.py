@@ -110,6 +110,21 @@ def follow_person(
     return chosen
 
 
+def follow_people(detections: Sequence[Sequence[Face]], embeddings: Sequence[Tensor]) -> list[dict[int, int]]:
+    """Everybody in a video, who is seen most first: each as `follow_person` follows one, among the faces that
+    are nobody's yet. A face that was found once is a person too."""
+    left = [list(range(len(faces))) for faces in detections]
+    people = []
+    while any(left):
+        faces = [[found[f] for f in some] for found, some in zip(detections, left, strict=True)]
+        features = [found[some] for found, some in zip(embeddings, left, strict=True)]
+        followed = {t: left[t][f] for t, f in follow_person(faces, features).items()}
+        for t, face in followed.items():
+            left[t].remove(face)
+        people.append(dict(sorted(followed.items())))
+    return sorted(people, key=len, reverse=True)
+
+
 def find_person(
     frames_TCHW: Tensor,
     detector: Detector,

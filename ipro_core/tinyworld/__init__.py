@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ..cache import MemoryCache
-from ..clips.scenes import ShownScene, clip_scenes
+from ..clips.scenes import Place, ShownScene, clip_scenes
 from ..faces.packs import face_model_names, load_face_models, load_recognizer
 from ..files import sha256
 from ..models.memory import Placement
@@ -63,6 +63,6 @@ def _video_model(device: torch.device | str) -> WanVideoModel:
     return load_video_model(VIDEO_MODEL, dtype=torch.float32, placement=Placement(device, recompute=False))
 
 
-def _small_clips(places: Sequence[Path | str]) -> list[ShownScene]:
+def _small_clips(places: Sequence[Place]) -> list[ShownScene]:
     """The user's clips; their faces are looked for at the embedded model's size too."""
     return [ShownScene(scene.name, scene.prompt, scene.frames()) for scene in clip_scenes(places, FRAMING)]
