@@ -5,7 +5,6 @@ number of one clip; alone it means nothing: `hacking` compares it with the same 
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -29,66 +28,32 @@ BLOCK = 8
 
 @dataclass(frozen=True)
 class Sign:
-    """One number of a clip, and what it would be a sign of."""
+    """One number of a clip."""
 
     name: str
     meaning: str
-    low: str = ""
-    """What a value below the real clips' speaks of; empty: of nothing."""
-    high: str = ""
-    grain: float = 0.0
-    """The least difference that means anything."""
     ratio: bool = True
     """Whether values compare by ratio, or by difference."""
+    grain: float = 0.0
+    """The least difference that means anything; of ratios in logarithms."""
 
 
 SIGNS = (
-    Sign(
-        "face_change",
-        "change inside the face that no shift, slant or light explains, over its contrast",
-        low="the face is frozen or pasted on",
-    ),
-    Sign("expression", "how far the five points stray once aligned, in face sizes", low="no expression changes"),
-    Sign("turn", "how far the head turns and nods, in face sizes", low="the head does not turn"),
-    Sign("frontal", "how far the nose lies off the middle of the eyes, mean", low="the head is kept frontal"),
-    Sign(
-        "diversity",
-        "1 − mean cosine between two frames of the clip",
-        low="one and the same view is shown",
-    ),
-    Sign(
-        "likeness",
-        "mean cosine to the face of the input",
-        low="it is another face",
-        high="the face is more like the input than real ones are",
-        ratio=False,
-    ),
-    Sign(
-        "copy_index",
-        "cosine to the input less that to the real clip's faces",
-        high="the first frame is copied",
-        ratio=False,
-    ),
-    Sign("jump", "largest step of the embedding between two frames", high="the face changes at once", ratio=False),
-    Sign(
-        "growth",
-        "size of the face, end over start",
-        high="the face grows",
-        low="the face shrinks",
-        grain=0.02,
-    ),
-    Sign(
-        "sharpness",
-        "of the face, over that of the input's",
-        low="the face is smoothed",
-        high="the face is sharpened",
-        grain=0.02,
-    ),
-    Sign("blocks", "steps at every eighth pixel of the face over those between", high="blocks show", grain=0.01),
-    Sign("flicker", "light that goes to and fro, in levels of 255", high="the picture flickers", grain=0.01),
-    Sign("background", "change off the head from frame to frame, in levels of 255", low="all but the head stands still"),
-    Sign("extra_faces", "mean number of faces less the input's", high="faces appear", grain=0.25, ratio=False),
-    Sign("coverage", "share of frames that show the subject", low="the face gets lost", grain=0.05, ratio=False),
+    Sign("face_change", "change inside the face that no shift, slant or light explains, over its contrast"),
+    Sign("expression", "how far the five points stray once aligned, in face sizes"),
+    Sign("turn", "how far the head turns and nods, in face sizes"),
+    Sign("frontal", "how far the nose lies off the middle of the eyes, in face sizes"),
+    Sign("diversity", "1 − mean cosine between two frames of the clip"),
+    Sign("likeness", "mean cosine to the face of the input", ratio=False),
+    Sign("copy_index", "cosine to the input less that to the real clip's faces", ratio=False),
+    Sign("jump", "largest step of the embedding between two frames", ratio=False),
+    Sign("growth", "size of the face, end over start", grain=0.02),
+    Sign("sharpness", "of the face, over that of the input's", grain=0.02),
+    Sign("blocks", "steps at every eighth pixel of the face over those between", grain=0.02),
+    Sign("flicker", "light that goes to and fro, in levels of 255", grain=0.05),
+    Sign("background", "change off the head from frame to frame, in levels of 255", grain=0.05),
+    Sign("extra_faces", "mean number of faces less the input's", ratio=False, grain=0.1),
+    Sign("coverage", "share of frames that show the subject", ratio=False, grain=0.02),
 )
 NAMES = tuple(sign.name for sign in SIGNS)
 
