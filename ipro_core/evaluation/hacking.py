@@ -1,9 +1,9 @@
 """Which clips look hacked, by comparison with real clips (Section 4.3, Table 6): suspicions, not verdicts.
 
-The signs of a clip become scores, in standard deviations of the real clips. What is suspect is set by the real
-clips themselves: each of them is scored by the others, and the limit is passed by the wanted share of them. A
-rule of "two signs outside the 5 to 95 % band" would suspect a third of the real clips: fifteen signs leave it
-often.
+The signs of a clip become scores, in standard deviations of the real clips. What is suspect is set by the
+real clips themselves: each of them is scored by the others, and the limit is passed by the wanted share of
+them. A rule of "two signs outside the 5 to 95 % band" would suspect a third of the real clips: fifteen
+signs leave it often.
 """
 
 import math
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .rates import Rate
-from .signs import NAMES, SIGNS
+from .signs import NAMES, SIGNS, Sign
 from .statistics import Gain, paired_gain
 
 FALSE_ALARMS = 0.05
@@ -56,7 +56,9 @@ KINDS = (
     ),
     Kind("pasted face", "one picture of the face is laid on the moving head", low=("face_change",)),
     Kind("frontal", "the head is kept frontal", low=("frontal",)),
-    Kind("other face", "the face becomes or jumps to another one", low=("likeness", "coverage"), high=("jump",)),
+    Kind(
+        "other face", "the face becomes or jumps to another one", low=("likeness", "coverage"), high=("jump",)
+    ),
     Kind(
         "surface",
         "the face is smoothed, sharpened, blocky or flickers",
@@ -114,11 +116,10 @@ def band_of(real: Sequence[Signs], *, false_alarms: float = FALSE_ALARMS) -> Ban
             f"give at least {LEAST_CLIPS}, better 40."
         )
     table = np.array([[_value(sign, signs) for sign in SIGNS] for signs in real])
-    left_out = [
-        _scores(signs, *_fitted(np.delete(table, row, axis=0))) for row, signs in enumerate(real)
-    ]
+    left_out = [_scores(signs, *_fitted(np.delete(table, row, axis=0))) for row, signs in enumerate(real)]
     scores = {kind.name: tuple(row[kind.name] for row in left_out) for kind in KINDS}
-    # The k-th smallest of n scores is passed by a further clip of the kind at most once in (n + 1) / (n + 1 − k).
+    # The k-th smallest of n scores is passed by a further clip of the kind at most once in
+    # (n + 1) / (n + 1 − k).
     rank = math.ceil((1 - false_alarms) * (count + 1))
     enough = rank <= count
     limits = {
@@ -165,14 +166,14 @@ class Hacking:
         """How far a kind's score rises from base to tuned; None where it could not be measured."""
         assert self.band
         rows = [
-            (clip.scene, *(self.band.scores(clip.signs[which])[kind] for which in ("base", "tuned")))
+            (
+                clip.scene,
+                self.band.scores(clip.signs["base"])[kind],
+                self.band.scores(clip.signs["tuned"])[kind],
+            )
             for clip in self.clips
         ]
-        rows = [row for row in rows if math.isfinite(row[1]) and math.isfinite(row[2])]
-        if not rows:
-            return None
-        scenes, base, tuned = zip(*rows, strict=True)
-        return paired_gain(base, tuned, scenes)
+        return finite_gain(rows)
 
     def mean(self, which: str, sign: str) -> float:
         """Mean of a sign over the clips, of ratios the geometric; NaN if nothing was measured."""
@@ -193,8 +194,8 @@ class Hacking:
             rise = self.rise(kind.name)
             if rise and rise.mean >= LEAST_RISE and rise.ci95[0] > 0:
                 flags.append(
-                    f"Suspected {kind.name}: {kind.suspicion}, by {rise.mean:+.2f} standard deviations of the "
-                    f"real clips from base to tuned (95 % {rise.ci95[0]:+.2f} to {rise.ci95[1]:+.2f})."
+                    f"Suspected {kind.name}: {kind.suspicion}, by {rise.mean:+.2f} standard deviations of "
+                    f"the real clips from base to tuned (95 % {rise.ci95[0]:+.2f} to {rise.ci95[1]:+.2f})."
                 )
         return tuple(flags)
 
@@ -224,6 +225,15 @@ class Hacking:
         }
 
 
+def finite_gain(rows: Sequence[tuple[str, float, float]]) -> Gain | None:
+    """Of (scene, base, tuned), those that are numbers; None without any."""
+    known = [row for row in rows if math.isfinite(row[1]) and math.isfinite(row[2])]
+    if not known:
+        return None
+    scenes, base, tuned = zip(*known, strict=True)
+    return paired_gain(base, tuned, scenes)
+
+
 def judge_signs(clips: Sequence[ClipSigns], *, false_alarms: float = FALSE_ALARMS) -> Hacking:
     """Compare generated clips with the real ones among them; a scene's real clip counts once."""
     real = {clip.scene: clip.signs["real"] for clip in clips if "real" in clip.signs}
@@ -233,7 +243,7 @@ def judge_signs(clips: Sequence[ClipSigns], *, false_alarms: float = FALSE_ALARM
         return Hacking(tuple(clips), None, str(reason))
 
 
-def _value(sign: Any, signs: Signs) -> float:
+def _value(sign: Sign, signs: Signs) -> float:
     value = signs[sign.name]
     # A thousandth is as good as nothing: the logarithm of 0 would end every mean.
     return math.log(max(value, 1e-3)) if sign.ratio and math.isfinite(value) else value

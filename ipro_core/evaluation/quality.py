@@ -1,8 +1,8 @@
 """VBench's seven image-to-video dimensions as formulas over wrapped networks (Table 2's columns).
 
-Compatible, not official: frames, resizing, pairing and averages are VBench's, the networks come from maintained
-packages (`quality_networks`). Only `vbench_runner` gives official numbers. Networks are functions here, so that
-each formula is tested on features that are known.
+Compatible, not official: frames, resizing, pairing and averages are VBench's, the networks come from
+maintained packages (`quality_networks`). Only `vbench_runner` gives official numbers. Networks are
+functions here, so that each formula is tested on features that are known.
 
     SC  subject consistency      DINO      BC  background consistency   CLIP B/32
     AQ  aesthetic quality        CLIP L/14 with LAION's head            IQ  imaging quality   MUSIQ
@@ -14,6 +14,7 @@ TF rewards stillness: read it beside a figure of motion. BC looks at the whole f
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -86,7 +87,7 @@ def imaging_quality(frames_TCHW: Tensor, musiq: Features) -> float:
 def temporal_flickering(frames_TCHW: Tensor) -> float:
     """(255 − mean change from frame to frame) / 255, of 8-bit frames: 1 for a still picture."""
     shown = levels(frames_TCHW)
-    changes = torch.stack([(after - before).abs().mean() for before, after in zip(shown, shown[1:], strict=False)])
+    changes = torch.stack([(after - before).abs().mean() for before, after in pairwise(shown)])
     return (255 - changes.double().mean().item()) / 255
 
 
@@ -101,10 +102,11 @@ def motion_smoothness(frames_TCHW: Tensor, middle: Middle) -> float:
 
 
 def fastest_flow(frames_TCHW: Tensor, fps: float, flow: Flow) -> list[float]:
-    """The mean length in pixels of the fastest 5 % of the flow, between frames an eighth of a second apart."""
+    """The mean length in pixels of the fastest 5 % of the flow, between frames an eighth of a second
+    apart."""
     taken = levels(frames_TCHW)[:: flow_stride(fps)]
     lengths = []
-    for before, after in zip(taken, taken[1:], strict=False):
+    for before, after in pairwise(taken):
         moved = flow(*_padded(before, after)).norm(dim=0).flatten()
         lengths.append(moved.topk(int(len(moved) * FASTEST)).values.mean().item())
     return lengths
@@ -122,8 +124,8 @@ def is_dynamic(fastest: list[float], height: int, width: int) -> bool:
 
 
 def flow_figures(fastest: list[float], height: int, width: int, fps: float) -> dict[str, float]:
-    """`dynamic`, 1 or 0; `top5_px`, pixels a look, which grows with resolution and falls with fps; `top5_rel`,
-    shorter sides a second, which compares between both."""
+    """`dynamic`, 1 or 0; `top5_px`, pixels a look, which grows with resolution and falls with fps;
+    `top5_rel`, shorter sides a second, which compares between both."""
     pixels = sum(fastest) / len(fastest) if fastest else math.nan
     return {
         "dynamic": float(is_dynamic(fastest, height, width)) if fastest else math.nan,

@@ -1,4 +1,5 @@
-"""Quality of generated clips: which dimensions were asked for, what each needs, and what it gave or why not."""
+"""Quality of generated clips: which dimensions were asked for, what each needs, and what it gave or why
+not."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from ..types import knob
 from . import quality
+from .hacking import finite_gain
 from .quality_networks import WEIGHTS, NotHere, Opened, farneback, open_network, preprocessing_hash
-from .statistics import Gain, paired_gain
+from .statistics import Gain
 
 Measure = Callable[[Tensor, float], dict[str, float]]
 """Frames in [0, 1] and frames a second → figures by name."""
@@ -39,7 +41,9 @@ DIMENSIONS = (
     Dimension("dd", "Dynamic degree", ("dd_dynamic", "dd_top5_px", "dd_top5_rel"), ("raft",)),
     Dimension("iq", "Imaging quality", ("iq",), ("musiq",), extra=True),
     Dimension("ms", "Motion smoothness", ("ms",), ("amt",), extra=True),
-    Dimension("farneback", "Farnebäck's flow, no dynamic degree", ("farneback_top5_px", "farneback_top5_rel"), ()),
+    Dimension(
+        "farneback", "Farnebäck's flow, no dynamic degree", ("farneback_top5_px", "farneback_top5_rel"), ()
+    ),
 )
 BY_SHORT = {dimension.short: dimension for dimension in DIMENSIONS}
 LEAST_FRAMES = {"ms": 3, "aq": 1, "iq": 1}
@@ -105,7 +109,10 @@ class QualityMeter:
             elif dimension.short in self.measures:
                 try:
                     figures |= self.measures[dimension.short](frames_TCHW, fps)
-                except (RuntimeError, ValueError) as error:  # out of memory, a frame below a network's least size
+                except (
+                    RuntimeError,
+                    ValueError,
+                ) as error:  # out of memory, a frame below a network's least size
                     self.reasons.setdefault(dimension.short, f"The network failed: {error}.")
         return figures
 
@@ -139,7 +146,7 @@ def _measure(short: str, opened: Sequence[Opened]) -> Measure:
     def by_flow(flow: quality.Flow, prefix: str, kept: Sequence[str]) -> Measure:
         def measure(frames_TCHW: Tensor, fps: float) -> dict[str, float]:
             fastest = quality.fastest_flow(frames_TCHW, fps, flow)
-            told = quality.flow_figures(fastest, *frames_TCHW.shape[2:], fps)
+            told = quality.flow_figures(fastest, frames_TCHW.shape[2], frames_TCHW.shape[3], fps)
             return {f"{prefix}_{name}": told[name] for name in kept}
 
         return measure
@@ -183,11 +190,7 @@ class Quality:
     def gain(self, figure: str) -> Gain | None:
         """Tuned less base, by scene."""
         rows = [(c.scene, c.figures["base"][figure], c.figures["tuned"][figure]) for c in self.clips]
-        rows = [row for row in rows if math.isfinite(row[1]) and math.isfinite(row[2])]
-        if not rows:
-            return None
-        scenes, base, tuned = zip(*rows, strict=True)
-        return paired_gain(base, tuned, scenes)
+        return finite_gain(rows)
 
     def figures(self) -> dict[str, Any]:
         """For JSON: what could not be computed is null and has a reason."""
@@ -196,7 +199,9 @@ class Quality:
             for figure in dimension.figures:
                 gain = self.gain(figure)
                 means = {which: self.mean(which, figure) for which in ("base", "tuned", "real")}
-                told[figure] = {name: value if math.isfinite(value) else None for name, value in means.items()}
+                told[figure] = {
+                    name: value if math.isfinite(value) else None for name, value in means.items()
+                }
                 told[figure] |= {"gain": gain and gain.mean, "gain_ci95": gain and list(gain.ci95)}
             known = {"network": self.meter.networks.get(dimension.short), "licence": licence_of(dimension)}
             known["reason"] = self.meter.reasons.get(dimension.short)

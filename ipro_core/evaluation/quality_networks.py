@@ -1,7 +1,7 @@
 """Where the networks of `quality` come from: packages that maintain them, weights that the user has.
 
-Nothing is downloaded and nothing is unpickled: weights are .safetensors (or .onnx) files or folders of them, given
-by path or found in the host's folders of models and in the cache of Hugging Face.
+Nothing is downloaded and nothing is unpickled: weights are .safetensors (or .onnx) files or folders of them,
+given by path or found in the host's folders of models and in the cache of Hugging Face.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..files import sha256
 
+LARGE_HEADS = {"num_attention_heads": 16, "projection_dim": 768}
 PICKLES = (".pth", ".pt", ".bin", ".ckpt")
 
 
@@ -173,9 +174,9 @@ def _readable(path: Path) -> Path:
         file = next((inner for inner in sorted(path.iterdir()) if inner.suffix in PICKLES), path)
     if file.suffix in PICKLES:
         raise NotHere(
-            f"{file.name} is a pickle, which can run any code: convert it once, where you trust it, by python -c "
-            f"\"import torch, safetensors.torch as s; s.save_file(torch.load('{file.name}', weights_only=True), "
-            f"'{file.stem}.safetensors')\"."
+            f"{file.name} is a pickle, which can run any code: if you trust it, convert it once by python -c "
+            f'"import torch, safetensors.torch as s; '
+            f"s.save_file(torch.load('{file.name}', weights_only=True), '{file.stem}.safetensors')\"."
         )
     if file.suffix not in (".safetensors", ".onnx"):
         raise NotHere(f"{path} holds no .safetensors file.")
@@ -213,16 +214,15 @@ def _dino(path: Path, device: torch.device | str) -> Callable[[Tensor], Tensor]:
     tensors = {name.removeprefix("vit."): value for name, value in _tensors(path).items()}
     model = _from_transformers(ViTModel, config, tensors, path, "pooler").to(device)
     # The class token after the last norm: DINO has no pooler.
-    return lambda pictures: model(
-        pictures.to(device), interpolate_pos_encoding=True
-    ).last_hidden_state[:, 0]
+    return lambda pictures: model(pictures.to(device), interpolate_pos_encoding=True).last_hidden_state[:, 0]
 
 
 def _clip(path: Path, device: torch.device | str, patch: int) -> Callable[[Tensor], Tensor]:
     from transformers import CLIPConfig, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-    large = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
-    config: Any = CLIPVisionConfig(patch_size=patch, projection_dim=768 if patch == 14 else 512, **(large if patch == 14 else {}))
+    large: dict[str, Any] = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
+    size: dict[str, Any] = {"projection_dim": 512} if patch == 32 else large | LARGE_HEADS
+    config: Any = CLIPVisionConfig(patch_size=patch, **size)
     if path.is_dir():
         whole = CLIPConfig.from_pretrained(path, local_files_only=True)
         config = whole.vision_config
@@ -232,9 +232,9 @@ def _clip(path: Path, device: torch.device | str, patch: int) -> Callable[[Tenso
         for name, value in _tensors(path).items()
         if name.startswith("vision_model.") or name == "visual_projection.weight"
     }
-    model = _from_transformers(
-        CLIPVisionModelWithProjection, config, tensors, path, "position_ids"
-    ).to(device)
+    model = _from_transformers(CLIPVisionModelWithProjection, config, tensors, path, "position_ids").to(
+        device
+    )
     return lambda pictures: model(pixel_values=pictures.to(device)).image_embeds
 
 
@@ -247,7 +247,7 @@ def _aesthetic(path: Path, device: torch.device | str) -> Callable[[Tensor], Ten
 
 
 def _raft(path: Path, device: torch.device | str) -> Callable[[Tensor, Tensor], Tensor]:
-    from torchvision.models.optical_flow import raft_large
+    from torchvision.models.optical_flow import raft_large  # pyright: ignore[reportMissingImports]
 
     model = _loaded(raft_large(weights=None), _tensors(path), path).to(device)
 
@@ -259,7 +259,7 @@ def _raft(path: Path, device: torch.device | str) -> Callable[[Tensor, Tensor], 
 
 
 def _musiq(path: Path, device: torch.device | str) -> Callable[[Tensor], Tensor]:
-    from pyiqa.archs.musiq_arch import MUSIQ
+    from pyiqa.archs.musiq_arch import MUSIQ  # pyright: ignore[reportMissingImports]
 
     model = _loaded(MUSIQ(pretrained=False), _tensors(path), path).to(device)
     return lambda picture_1CHW: model(picture_1CHW.to(device)).cpu()
@@ -292,7 +292,9 @@ def _loaded(model: Any, tensors: dict[str, Tensor], path: Path) -> Any:
     try:
         model.load_state_dict({name.removeprefix("module."): value for name, value in tensors.items()})
     except RuntimeError as error:
-        raise NotHere(f"{path.name} does not fit the network ({str(error).splitlines()[-1].strip()}).") from None
+        raise NotHere(
+            f"{path.name} does not fit the network ({str(error).splitlines()[-1].strip()})."
+        ) from None
     return model.eval()
 
 

@@ -1,4 +1,5 @@
-"""Shares of clips with their uncertainty, and a judge's share corrected by its errors on clips of known truth."""
+"""Shares of clips with their uncertainty, and a judge's share corrected by its errors on clips of known
+truth."""
 
 import math
 from dataclasses import dataclass

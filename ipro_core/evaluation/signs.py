@@ -1,4 +1,5 @@
-"""What tells a hacked face from a real one, clip by clip: frozen, pasted, smoothed, grown, changed (Section 4.3).
+"""What tells a hacked face from a real one, clip by clip: frozen, pasted, smoothed, grown, changed (Section
+4.3).
 
 FaceSim alone ranks a frozen face above the real clip, and a held-out recogniser agrees. Each sign here is one
 number of one clip; alone it means nothing: `hacking` compares it with the same sign of real clips.
@@ -7,6 +8,7 @@ number of one clip; alone it means nothing: `hacking` compares it with the same 
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..clips.measures import nose_place, quality
@@ -17,13 +19,15 @@ from ..faces.tracks import SeenFaces, follow_person, see_faces, track_person
 from ..types import FaceTrack
 from .facesim import embed_reference, find_reference
 from .motion import head_turn
+from .registering import luma, unlike
 
-SMALL = 32
-"""Pixels of the face whose motion is looked at: finer than that, noise moves and faces do not."""
+SMALL = 64
+"""Pixels of the face whose change is looked at."""
 GRID = 12
 """Cells on a side of the picture whose light is looked at."""
 BLOCK = 8
-"""Pixels of a latent in the picture: Wan's autoencoders and patches have edges there (TI2V-5B: every second)."""
+"""Pixels of a latent in the picture: Wan's autoencoders and patches have edges there (TI2V-5B: every
+second)."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ def measure_signs(
     embeddings_FD = clip.embeddings_FD
     likeness = (embeddings_FD @ reference_D).mean().item()
     signs |= {
-        "face_change": face_change(crop_faces(faces_FCHW, points_F52, 2 * SMALL)),
+        "face_change": face_change(crop_faces(faces_FCHW, points_F52, SMALL)),
         "expression": expression(points_F52),
         "turn": head_turn(track.points_T52, track.seen_T),
         "frontal": nose_place(points_F52).abs().mean().item(),
@@ -135,66 +139,16 @@ def steady(points_F52: Tensor) -> Tensor:
 
 
 def face_change(crops_FCHW: Tensor) -> float:
-    """How far the aligned faces stray from the middle frame's, in standard deviations of that face, once place,
-    size, slant and light are matched: what an affine map of one picture cannot do. Mean over the frames.
+    """How far the aligned faces stray from the middle frame's, in standard deviations of that face, once
+    place, size, slant and light are matched by the pixels: the landmarks' own noise would drown it. Mean
+    over frames.
 
-    The landmarks' own noise would drown it: matching by the pixels takes that away. A face that is pasted on
-    gives 0, whatever the head under it does.
+    A face that is pasted on gives 0, whatever the head under it does.
     """
-    inner = _luma(crops_FCHW)
-    target = inner[len(inner) // 2].expand_as(inner)
-    for side in (SMALL // 2, SMALL):
-        matrices = torch.eye(2, 3).expand(len(inner), -1, -1) if side < SMALL else matrices
-        matrices, residual = register(_resized(inner, side), _resized(target, side), matrices)
-    others = torch.arange(len(inner)) != len(inner) // 2
-    return residual[others].mean().item()
-
-
-def register(moving_FHW: Tensor, target_FHW: Tensor, matrices: Tensor, *, rounds: int = 6):
-    """Affine maps and light (gain and offset) by which pictures come nearest to their targets on the face's oval,
-    by Gauss and Newton; and what is left, root mean square in standard deviations of the target, (F,).
-
-    Args:
-        matrices: (F, 2, 3), where to begin: places in the moving picture of the target's, in [-1, 1].
-    """
-    count, side = len(moving_FHW), moving_FHW.shape[-1]
-    places = torch.nn.functional.affine_grid(torch.eye(2, 3)[None], [1, 1, side, side], align_corners=False)[0]
-    oval = ((places[..., 0] / 0.48) ** 2 + ((places[..., 1] - 0.2) / 0.62) ** 2 < 1).flatten()
-    base_P3 = torch.cat([places, torch.ones(side, side, 1)], dim=-1).flatten(0, 1)[oval]
-    target_FP = target_FHW.flatten(1)[:, oval]
-    target_FP = (target_FP - target_FP.mean(1, keepdim=True)) / target_FP.std(1, keepdim=True).clamp_min(1 / 255)
-    best = torch.full((count,), float("inf"))
-    kept = matrices
-    for round_ in range(rounds + 1):
-        grid = torch.nn.functional.affine_grid(matrices, [count, 1, side, side], align_corners=False)
-        warped = torch.nn.functional.grid_sample(
-            moving_FHW[:, None], grid, padding_mode="border", align_corners=False
-        )[:, 0]
-        down, across = torch.gradient(warped, dim=(1, 2))
-        value_FP, x_FP, y_FP = (part.flatten(1)[:, oval] for part in (warped, across, down))
-        # The light is fitted with the map: a column of ones and the picture itself.
-        columns = [value_FP, torch.ones_like(value_FP)]
-        fit = torch.stack(columns, dim=-1)
-        left_FP = target_FP - (fit @ torch.linalg.lstsq(fit, target_FP[..., None]).solution)[..., 0]
-        residual_F = left_FP.square().mean(dim=1).sqrt()
-        better = residual_F < best
-        best = torch.where(better, residual_F, best)
-        kept = torch.where(better[:, None, None], matrices, kept)
-        if round_ == rounds:
-            break
-        slopes = [(x_FP * side / 2)[..., None] * base_P3, (y_FP * side / 2)[..., None] * base_P3]
-        jacobian = torch.cat([*slopes, fit], dim=-1)
-        ridge = 1e-3 * jacobian.square().mean(dim=1).mean(dim=-1) * len(base_P3)
-        gram = jacobian.transpose(1, 2) @ jacobian + ridge[:, None, None] * torch.eye(8)
-        step = torch.linalg.solve(gram, jacobian.transpose(1, 2) @ target_FP[..., None])[..., 0]
-        # The map's slopes were fitted beside a gain of the picture: they count in its units.
-        gain = step[:, 6:7].clamp_min(0.3)
-        matrices = matrices + (step[:, :6] / gain).clamp(-0.2, 0.2).view(-1, 2, 3)
-    return kept, best
-
-
-def _resized(pictures_FHW: Tensor, side: int) -> Tensor:
-    return torch.nn.functional.interpolate(pictures_FHW[:, None], (side, side), mode="bilinear", antialias=True)[:, 0]
+    middle = len(crops_FCHW) // 2
+    faces_FHW = luma(crops_FCHW)
+    left_F = unlike(faces_FHW, faces_FHW[middle].expand_as(faces_FHW))
+    return left_F[torch.arange(len(left_F)) != middle].mean().item()
 
 
 def expression(points_F52: Tensor) -> float:
@@ -228,7 +182,7 @@ def flicker(frames_TCHW: Tensor) -> float:
     """
     if len(frames_TCHW) < 3:
         return float("nan")
-    coarse = torch.nn.functional.adaptive_avg_pool2d(_luma(frames_TCHW)[:, None], GRID)
+    coarse = F.adaptive_avg_pool2d(luma(frames_TCHW)[:, None], GRID)
     second = coarse[2:] - 2 * coarse[1:-1] + coarse[:-2]
     return 255 * second.abs().mean().item() / 4
 
@@ -239,21 +193,27 @@ def block_steps(frames_TCHW: Tensor, track: FaceTrack) -> float:
     across, within = [], []
     for t in track.seen_T.nonzero()[:, 0].tolist():
         left, top, right, bottom = (round(value) for value in track.boxes_T4[t].tolist())
-        luma_HW = _luma(frames_TCHW[t : t + 1])[0]
-        for axis, (first, last, low, high) in enumerate(((left, right, top, bottom), (top, bottom, left, right))):
+        luma_HW = luma(frames_TCHW[t : t + 1])[0]
+        for axis, (first, last, low, high) in enumerate(
+            ((left, right, top, bottom), (top, bottom, left, right))
+        ):
             lines = luma_HW.transpose(0, 1) if axis else luma_HW
             part = lines[max(0, low) : high, max(0, first) : last]
             steps = (part[:, 1:] - part[:, :-1]).abs().mean(dim=0)
             edge = (max(0, first) + torch.arange(len(steps)) + 1) % BLOCK == 0
             across.append(steps[edge])
             within.append(steps[~edge])
-    return (torch.cat(across).mean() / torch.cat(within).mean().clamp_min(1e-4)).item() if across else float("nan")
+    return (
+        (torch.cat(across).mean() / torch.cat(within).mean().clamp_min(1e-4)).item()
+        if across
+        else float("nan")
+    )
 
 
 def background_motion(frames_TCHW: Tensor, track: FaceTrack) -> float:
     """Mean change from frame to frame where no head is, in levels of 255; NaN if heads fill the picture."""
-    luma_T1HW = _luma(frames_TCHW)[:, None]
-    coarse = torch.nn.functional.avg_pool2d(luma_T1HW, 2)[:, 0]
+    luma_T1HW = luma(frames_TCHW)[:, None]
+    coarse = F.avg_pool2d(luma_T1HW, 2)[:, 0]
     down, across = (torch.arange(side) * 2 + 0.5 for side in coarse.shape[1:])
     middle = (track.boxes_T4[:, :2] + track.boxes_T4[:, 2:]) / 2
     # A head with hair and neck is about twice its face.
@@ -278,13 +238,7 @@ def _likeness_to_pool(clip: Watched, real: Watched) -> float:
     return cosine_FP.mean().item()
 
 
-def _luma(frames_TCHW: Tensor) -> Tensor:
-    return torch.einsum("c,tchw->thw", frames_TCHW.new_tensor([0.299, 0.587, 0.114]), frames_TCHW)
-
-
-def input_face(
-    reference_CHW: Tensor, detector: Detector, recognizer: Recognizer
-) -> tuple[Tensor, int]:
+def input_face(reference_CHW: Tensor, detector: Detector, recognizer: Recognizer) -> tuple[Tensor, int]:
     """The embedding of the input's face, and how many it shows.
 
     Raises:

@@ -1,7 +1,8 @@
 """The official `vbench` in an environment of its own: its packages would break everybody else's.
 
-A Python of the user's that has vbench is run as a process of its own, and what it writes is read. On its first
-run vbench fetches its own weights into ~/.cache/vbench (or $VBENCH_CACHE_DIR); nothing else here downloads.
+A Python of the user's that has vbench is run as a process of its own, and what it writes is read. On its
+first run vbench fetches its own weights into ~/.cache/vbench (or $VBENCH_CACHE_DIR); nothing else here
+downloads.
 """
 
 import json
@@ -33,7 +34,8 @@ order = json.loads(sys.argv[1])
 for dimension in order["dimensions"]:
     try:
         bench = VBench(order["device"], "", order["folder"])
-        bench.evaluate(videos_path=order["videos"], name=dimension, dimension_list=[dimension], mode="custom_input")
+        told = {"videos_path": order["videos"], "name": dimension, "dimension_list": [dimension]}
+        bench.evaluate(**told, mode="custom_input")
     except Exception as error:
         print(f"ipro: {dimension}: {type(error).__name__}: {error}", flush=True)
 """
@@ -70,7 +72,9 @@ def run_vbench(
     """
     python, folder = Path(python).expanduser(), Path(videos)
     if not python.is_file():
-        raise ValueError(f"There is no Python at {python}: give the interpreter of an environment with vbench.")
+        raise ValueError(
+            f"There is no Python at {python}: give the interpreter of an environment with vbench."
+        )
     if not list(folder.glob("*.mp4")):
         raise ValueError(f"{folder} holds no .mp4 file for vbench to score.")
     for short in dimensions:
