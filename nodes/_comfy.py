@@ -131,6 +131,16 @@ def face_roots() -> list[Path]:
     return [*map(Path, roots), Path(folder_paths.models_dir) / "insightface"]
 
 
+def weight_roots() -> list[Path]:
+    """Where networks of quality lie: the host's folders of models, and the cache of Hugging Face."""
+    import os
+
+    import folder_paths
+
+    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+    return [Path(folder_paths.models_dir), home / "hub"]
+
+
 def face_packs() -> list[str]:
     places = [root / "models" for root in face_roots()]
     return sorted({folder.name for place in places if place.is_dir() for folder in place.iterdir()})

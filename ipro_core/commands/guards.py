@@ -11,7 +11,7 @@ from torch import Tensor
 from ..clips.vision import VisionClient, VisionSettings
 from ..evaluation.guards import GuardResults, Guards
 from ..evaluation.quality_measures import QualitySettings, open_meter
-from ..evaluation.verdict import MODELS
+from ..evaluation.vision_verdict import MODELS
 from ..studio import Studio
 from .flags import add_knobs, given_knobs, models_folders
 

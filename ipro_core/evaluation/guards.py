@@ -19,7 +19,7 @@ from .hacking import ClipSigns, Hacking, judge_signs
 from .quality_measures import ClipQuality, Quality, QualityMeter
 from .signs import Watched, input_face, measure_signs, watch
 from .vbench_runner import OfficialScore, run_vbench
-from .verdict import Said, Truth, Verdicts, ask_of_clip, controls
+from .vision_verdict import Said, Truth, Verdicts, ask_of_clip, controls
 
 
 @dataclass(frozen=True, eq=False)

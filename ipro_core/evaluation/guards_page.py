@@ -11,7 +11,7 @@ from .rates import Rate
 from .signs import SIGNS
 from .statistics import Gain
 from .vbench_runner import OFFICIAL
-from .verdict import MODELS, Verdicts
+from .vision_verdict import MODELS, Verdicts
 
 
 def guard_sections(results: GuardResults) -> str:
@@ -80,8 +80,8 @@ def _verdicts(verdicts: Verdicts) -> str:
         f'<div class="wide"><table class="numbers"><thead><tr><th></th><th>said</th><th>undecided</th>'
         f"<th>corrected</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
         f'<p class="note">{escape(verdicts.model)}, asked twice of every clip, once mirrored. Of control '
-        f"clips it suspects {_share(real)} of the real ones and {_share(frozen)} of those whose face was frozen; the "
-        "rates are corrected by these errors (Rogan and Gladen).</p></section>"
+        f"clips it suspects {_share(real)} of the real ones and {_share(frozen)} of those whose face was "
+        "frozen; the rates are corrected by these errors (Rogan and Gladen).</p></section>"
     )
 
 
@@ -100,8 +100,8 @@ def _quality(quality: Quality) -> str:
             )
     head = "<thead><tr><th></th><th>base</th><th>tuned</th><th>change, 95 %</th><th>real</th></tr></thead>"
     return (
-        f'<section><h2>Quality</h2><div class="wide"><table class="numbers">{head}<tbody>{"".join(rows)}</tbody>'
-        '</table></div><p class="note">VBench’s formulas over networks of other packages: compatible, not '
+        f'<section><h2>Quality</h2><div class="wide"><table class="numbers">{head}<tbody>{"".join(rows)}'
+        '</tbody></table></div><p class="note">VBench’s formulas over networks of other packages: compatible, not '
         "official.</p></section>"
     )
 

@@ -54,10 +54,18 @@ KINDS = (
         high=("likeness", "copy_index"),
         together=True,
     ),
-    Kind("pasted face", "one picture of the face is laid on the moving head", low=("face_change",)),
+    Kind(
+        "pasted face",
+        "one picture of the face is laid on the moving head",
+        low=("face_change",),
+        high=("copy_index",),
+    ),
     Kind("frontal", "the head is kept frontal", low=("frontal",)),
     Kind(
-        "other face", "the face becomes or jumps to another one", low=("likeness", "coverage"), high=("jump",)
+        "other face",
+        "the face becomes or jumps to another one",
+        low=("likeness", "coverage"),
+        high=("jump", "diversity"),
     ),
     Kind(
         "surface",

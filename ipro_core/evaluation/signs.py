@@ -92,6 +92,17 @@ def watch(
     )
 
 
+def real_signs(frames_TCHW: Tensor, detector: Detector, recognizer: Recognizer) -> dict[str, float]:
+    """The signs of a real clip, whose first frame is its input.
+
+    Raises:
+        ValueError: that frame shows no face.
+    """
+    reference_D, faces = input_face(frames_TCHW[0], detector, recognizer)
+    clip = watch(frames_TCHW, detector, recognizer, reference_D)
+    return measure_signs(clip, frames_TCHW[0], reference_D, faces, clip)
+
+
 def measure_signs(
     clip: Watched, reference_CHW: Tensor, reference_D: Tensor, faces: int, real: Watched | None = None
 ) -> dict[str, float]:
