@@ -2,7 +2,7 @@
 
 | paper | module |
 |---|---|
-| Section 5.1, clips | `clips.video` |
+| Section 5.1, clips | `clips.measures`, `clips.curation` |
 | φ: detection, alignment, ArcFace, pools | `faces` |
 | Eq. 5, 6: facial scoring mechanism | `rewards.face_pool` |
 | v_θ, v_ref | `models` |

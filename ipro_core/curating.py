@@ -49,10 +49,14 @@ class Curation:
         Raises:
             ValueError: another process is at work in the folder, a sidecar is damaged, nobody answers.
         """
-        yield Work("measuring", len(self.videos), self._measured())
-        if self.plan.vision.vision_model:
+        # Whatever can be refused is refused before the long work.
+        sources = [source_of(video, self.plan.source) for video in self.videos]
+        asked = self.plan.vision.vision_model
+        client = VisionClient(self.plan.vision, self.folder / ANSWERS) if asked else None
+        yield Work("measuring", len(self.videos), self._measured(sources))
+        if client:
             passing = [n for n, verdict in enumerate(self.judged()) if verdict.kept]
-            yield Work("asking", len(passing), self._asked(passing))
+            yield Work("asking", len(passing), self._asked(client, passing))
 
     def judged(self) -> list[Verdict]:
         """By the plan's limits."""
@@ -65,15 +69,13 @@ class Curation:
         write_curation_page(self.folder / PAGE, self.folder, verdicts, self.plan.limits)
         return verdicts
 
-    def _measured(self) -> Iterator[Path]:
+    def _measured(self, sources: Sequence[Source]) -> Iterator[Path]:
         shots = measure(self.videos, self.folder, self._open, self.plan.measures, names=self._names)
-        for video, found in zip(self.videos, shots, strict=True):
-            source, words = source_of(video, self.plan.source), words_of(video)
-            self.candidates += [Candidate(shot, source, words=words) for shot in found]
+        for video, source, found in zip(self.videos, sources, shots, strict=True):
+            self.candidates += [Candidate(shot, source, words=words_of(video)) for shot in found]
             yield video
 
-    def _asked(self, passing: Sequence[int]) -> Iterator[Path]:
-        client = VisionClient(self.plan.vision, self.folder / ANSWERS)
+    def _asked(self, client: VisionClient, passing: Sequence[int]) -> Iterator[Path]:
         for n in passing:
             one = self.candidates[n]
             answers = ask(client, self.folder, one.shot, caption=not one.prompt)

@@ -8,9 +8,10 @@ import torch
 from comfy_api.latest import io
 
 from ..ipro_core.clips.curation import CurationSettings
-from ..ipro_core.clips.manifest import MANIFEST, UNKNOWN, Source, Split, kept_clips
+from ..ipro_core.clips.manifest import MANIFEST, UNKNOWN, Source, kept_clips
 from ..ipro_core.clips.measures import MeasureSettings
 from ..ipro_core.clips.scenes import SUFFIXES, clip_of
+from ..ipro_core.clips.splits import Split
 from ..ipro_core.clips.video import first_shown, probe, read_frames
 from ..ipro_core.clips.vision import VisionSettings
 from ..ipro_core.curating import PAGE, Curation, CurationPlan

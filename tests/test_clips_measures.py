@@ -7,6 +7,7 @@ import pytest
 import tiny_clips
 import torch
 from face_networks import red_cells, write_pack
+from test_video import grey_video, numbers
 from tiny_clips import FPS, FRAMES
 from torch.nn.functional import interpolate
 
@@ -14,7 +15,7 @@ from ipro_core.clips import shots
 from ipro_core.clips.measures import MeasureSettings, measure_video, nose_place, quality
 from ipro_core.clips.pictures import PORTRAIT, portrait, sheet
 from ipro_core.clips.shots import dhash, find_shots, hash_bits, hash_distance
-from ipro_core.clips.video import write_video
+from ipro_core.clips.video import first_shown, probe, read_frames, write_video
 from ipro_core.faces.alignment import template
 from ipro_core.faces.packs import load_face_models
 from ipro_core.faces.tracks import follow_people, see_faces
@@ -78,6 +79,17 @@ def test_a_long_shot_is_cut_into_equal_pieces(clips):
     found = find_shots(clips / "film.mp4", FPS, longest=0.9)
     assert [shot.frames for shot in found] == [5, 6, 5] * 3
     assert [shot.first_frame for shot in found] == [0, 5, 11, 16, 21, 27, 32, 37, 43]
+
+
+def test_pieces_of_a_variable_rate_begin_when_their_first_frame_is_shown(tmp_path):
+    # Six frames, the fourth at 0.14 s; at an even rate it would come at 0.27.
+    path = grey_video(tmp_path / "a.mkv", [0, 100, 120, 140, 400, 500])
+    first, second = find_shots(path, probe(path).fps, longest=0.3)
+    assert (first.end, second.start, second.first_frame) == (pytest.approx(0.14), pytest.approx(0.14), 3)
+    for fps in (8, 20, 25, 60):
+        shown = numbers(read_frames(path, first_shown(second.start, fps), 1, fps=fps))
+        before = numbers(read_frames(path, first_shown(second.start, fps) - 1, 1, fps=fps))
+        assert shown[0] >= 3 > before[0]
 
 
 def test_a_hash_says_what_brightens_to_the_right_whatever_size_and_light():

@@ -19,7 +19,7 @@ from test_clips_vision import server  # noqa: F401, a fixture
 from test_commands import ROOT, SMALL, answer, refused
 
 from ipro_core import curating
-from ipro_core.__main__ import main
+from ipro_core.__main__ import _parser, main
 from ipro_core.clips.manifest import MeasureSettings, kept_clips, measure, read_manifest
 from ipro_core.clips.scenes import clip_scenes, find_clips
 from ipro_core.clips.video import read_frames
@@ -185,6 +185,14 @@ def test_the_page_opens_alone_and_shows_every_limit_and_picture(curated, clips, 
     assert "<b>bold" not in (tmp_path / "out" / "index.html").read_text()
 
 
+def test_every_command_of_the_page_in_docs_is_understood():
+    lines = (ROOT / "docs" / "curation.md").read_text().splitlines()
+    commands = [line.split()[1:] for line in lines if line.startswith("    ipro ")]
+    assert len(commands) == 6
+    for command in commands:
+        _parser().parse_args(command)
+
+
 def test_a_histogram_counts_every_value_once_on_its_side_of_the_limit():
     chart = histogram([0.5, 0.5, 0.9], [0.1], limit=0.4, title="coverage")
     bars = chart.split('<rect class="bar ')[1:]
@@ -221,6 +229,12 @@ def test_the_vision_model_is_asked_of_what_passes_and_writes_the_prompts(clips, 
         assert told["film 1"]["answers"]["covered_by"] == "a mask"
         assert told["two"]["prompt"] == "a person comes closer"
         assert told["three"]["prompt"] == "The person turns to the side and smiles."
+        prompts = {
+            str(clip.video.stem): clip.prompt
+            for split in ("tuning", "evaluation")
+            for clip in kept_clips(tmp_path / "manifest.jsonl", split)
+        }
+        assert prompts["two"] == told["two"]["prompt"] and prompts["film"] == told["three"]["prompt"]
         curate(tmp_path, clips, *asking)
         assert len(server.asked) == asked  # every answer was kept
     finally:

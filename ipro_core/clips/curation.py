@@ -4,16 +4,17 @@ Every rule gives its measured value and its limit, kept or dropped; other limits
 People are dealt to tuning and evaluation whole: whoever is in a kept shot of one is in none of the other.
 """
 
-import hashlib
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from ..types import knob
-from .manifest import UNKNOWN, Source, Split
+from .manifest import UNKNOWN, Source
 from .measures import PersonMeasures, ShotMeasures
-from .shots import hash_bits, hash_distance
+from .shots import HASH_BITS, hash_bits, hash_distance
+from .splits import Split, number_people, split
 
 
 @dataclass(frozen=True)
@@ -206,19 +207,24 @@ def _copies(verdicts: Sequence[Verdict], settings: CurationSettings) -> list[Rul
     """Of shots that show the same, the one that may stay: what passes all else, then the larger, then the
     longer. Shots of one file are no copies of each other."""
     shots = [verdict.candidate.shot for verdict in verdicts]
-    bits = {n: hash_bits(shot.hashes) for n, shot in enumerate(shots) if shot.hashes}
+    seen = [n for n, shot in enumerate(shots) if shot.hashes]
+    seen.sort(key=lambda n: (not verdicts[n].kept, -shots[n].short_side, -shots[n].frames, n))
     rulings: list[Ruling | None] = [None] * len(shots)
-    ahead: list[int] = []
-    for n in sorted(bits, key=lambda n: (not verdicts[n].kept, -shots[n].short_side, -shots[n].frames, n)):
-        value, nearest = None, None
-        others = [other for other in ahead if shots[other].video != shots[n].video]
-        if others:
-            distance_N = hash_distance(bits[n], torch.stack([bits[other] for other in others]))
-            value, nearest = round(distance_N.min().item(), 3), shots[others[int(distance_N.argmin())]]
-        passed = value is None or value >= settings.least_distance
-        note = f"copy of {nearest.name}" if nearest and not passed else ""
+    ahead: list[int] = []  # that may stay, so far
+    ahead_NB, rows_of_file = torch.zeros(len(seen), HASH_BITS), defaultdict[str, list[int]](list)
+    for n in seen:
+        bits_B, own = hash_bits(shots[n].hashes), rows_of_file[shots[n].video]
+        distance_N = hash_distance(bits_B, ahead_NB[: len(ahead)])
+        distance_N[own] = torch.inf
+        value, note, passed = None, "", True
+        if len(own) < len(ahead):
+            value, nearest = round(distance_N.min().item(), 3), shots[ahead[int(distance_N.argmin())]]
+            passed = value >= settings.least_distance
+            note = "" if passed else f"copy of {nearest.name}"
         rulings[n] = Ruling("copy", value, settings.least_distance or None, passed, note)
         if passed:
+            ahead_NB[len(ahead)] = bits_B
+            own.append(len(ahead))
             ahead.append(n)
     return rulings
 
@@ -226,62 +232,9 @@ def _copies(verdicts: Sequence[Verdict], settings: CurationSettings) -> list[Rul
 def _dealt(verdicts: Sequence[Verdict], settings: CurationSettings) -> list[Verdict]:
     """Number the people of the kept shots, and deal the shots out so that nobody is on both sides."""
     kept = [n for n, verdict in enumerate(verdicts) if verdict.kept]
-    faces = [
-        (n, person.embedding_D)
-        for n in kept
-        for person in verdicts[n].candidate.shot.people
-        if person.face_px >= settings.smallest_face  # below it all faces look alike
-    ]
-    person_F = _groups(_links([face for _, face in faces], settings.same_person), len(faces))
-    people: dict[int, set[int]] = {n: set() for n in kept}
-    for (n, _), person in zip(faces, person_F, strict=True):
-        people[n].add(person)
-    # Shots that share a person belong together, and so do those of one file: a person may be missed in one.
-    first: dict[int | str, int] = {}
-    links = [
-        (k, first.setdefault(told, k))
-        for k, n in enumerate(kept)
-        for told in (*people[n], verdicts[n].candidate.shot.sha256)
-    ]
-    group_K = _groups(links, len(kept))
-    shots = {group: [n for n, g in zip(kept, group_K, strict=True) if g == group] for group in group_K}
-    # By content, so that neither order nor names of files decide who is judged on.
-    contents = {g: min(verdicts[n].candidate.shot.sha256 for n in members) for g, members in shots.items()}
-    order = sorted(shots, key=lambda group: hashlib.sha256(contents[group].encode()).digest())
-    split: dict[int, Split] = dict.fromkeys(kept, "tuning")
-    set_apart, wanted = 0, round(settings.evaluation_share * len(kept))
-    for group in order:
-        if set_apart + len(shots[group]) <= wanted:
-            set_apart += len(shots[group])
-            split |= dict.fromkeys(shots[group], "evaluation")
-    return [
-        Verdict(verdict.candidate, verdict.rulings, tuple(sorted(people[n])), split[n])
-        if n in people
-        else verdict
-        for n, verdict in enumerate(verdicts)
-    ]
-
-
-def _links(embeddings: Sequence[torch.Tensor], least: float) -> list[tuple[int, int]]:
-    """Pairs of faces that are one person's."""
-    if not embeddings:
-        return []
-    faces_FD = torch.nn.functional.normalize(torch.stack(list(embeddings)), dim=1)
-    return [(i, j) for i, j in (faces_FD @ faces_FD.T >= least).nonzero().tolist() if i > j]
-
-
-def _groups(links: Sequence[tuple[int, int]], count: int) -> list[int]:
-    """The group of each of `count` things when linked ones are in one; groups are numbered as they appear."""
-    leader = list(range(count))
-
-    def find(thing: int) -> int:
-        while leader[thing] != thing:
-            leader[thing] = leader[leader[thing]]
-            thing = leader[thing]
-        return thing
-
-    for one, other in links:
-        low, high = sorted((find(one), find(other)))
-        leader[high] = low
-    numbers: dict[int, int] = {}
-    return [numbers.setdefault(find(thing), len(numbers)) for thing in range(count)]
+    shots = [verdicts[n].candidate.shot for n in kept]
+    people = number_people(shots, smallest_face=settings.smallest_face, same_person=settings.same_person)
+    dealt = list(verdicts)
+    for n, numbers, side in zip(kept, people, split(shots, people, settings.evaluation_share), strict=True):
+        dealt[n] = replace(verdicts[n], people=tuple(sorted(numbers)), split=side)
+    return dealt

@@ -20,9 +20,9 @@ from .lines import append_lines, read_lines
 from .measures import Look, MeasureSettings, PersonMeasures, ShotMeasures, measure_video
 from .pictures import sheet
 from .shots import cut_finder
+from .splits import Split
 from .video import write_picture
 
-Split = Literal["tuning", "evaluation"]
 MEASURES, MANIFEST, PICTURES = "measures.jsonl", "manifest.jsonl", "pictures"
 UNKNOWN = "unknown"
 

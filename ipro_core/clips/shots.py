@@ -30,6 +30,7 @@ LEAST_CHANGE = 0.09
 on a dark stage by 0.108."""
 SAMPLED = 8
 """Frames of a shot that it is known by."""
+HASH_BITS = 64 * SAMPLED
 FLAT = 1 / 64
 """Neighbours that differ by less are equal: noise of a codec is no picture."""
 

@@ -110,7 +110,7 @@ class VisionClient:
             "messages": [{"role": "user", "content": content}],
             "temperature": 0,
             "seed": 0,
-            "max_tokens": 500,
+            "max_tokens": 1000,
             "response_format": {
                 "type": "json_schema",
                 "json_schema": {"name": "answer", "strict": True, "schema": whole},
