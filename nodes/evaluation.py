@@ -224,8 +224,8 @@ class VideoQuality(io.ComfyNode):
             "VideoQuality",
             "Video Quality",
             CATEGORY,
-            "VBench-compatible quality of a video. What cannot be computed is not a number (NaN), and the node "
-            "says why. Weights are looked for in the folders of models; nothing is downloaded.",
+            "VBench-compatible quality of a video. What cannot be computed is not a number (NaN), and the "
+            "node says why. Weights are looked for in the folders of models; nothing is downloaded.",
             inputs=[
                 io.MultiType.Input("video", [io.Image, io.Video], tooltip="The video to judge."),
                 io.Float.Input("fps", default=16.0, min=0.1, max=240, step=1, tooltip="Of the video."),
@@ -259,8 +259,8 @@ class RewardHacking(io.ComfyNode):
             "RewardHacking",
             "Reward Hacking",
             CATEGORY,
-            "Whether a video's face looks hacked beside real clips: frozen, pasted, smoothed, grown, changed. "
-            "A suspicion, no verdict: of real clips one in twenty is suspected of each kind.",
+            "Whether a video's face looks hacked beside real clips: frozen, pasted, smoothed, grown or "
+            "another's. A suspicion, no verdict: each kind falls on one in twenty real clips.",
             inputs=[
                 io.MultiType.Input("video", [io.Image, io.Video], tooltip="The generated video."),
                 io.Image.Input("reference", tooltip="The input image."),
@@ -269,9 +269,7 @@ class RewardHacking(io.ComfyNode):
                 io.Float.Input("fps", default=16.0, min=0.1, max=240, step=1, tooltip="Of the video."),
             ],
             outputs=[
-                io.Boolean.Output(
-                    display_name="suspected", tooltip="Whether any kind of suspicion falls on it."
-                ),
+                io.Boolean.Output(display_name="suspected", tooltip="Whether any suspicion falls on it."),
                 io.Float.Output(
                     display_name="stiffness",
                     tooltip="In standard deviations of the real clips; high: frozen.",

@@ -37,6 +37,10 @@ def _hacking(hacking: Hacking) -> str:
             f"<tr><th>{kind.name}<small>{kind.suspicion}</small></th>"
             f'<td class="{colour}">{_gain(rise, 2)}</td>' + "".join(f"<td>{s}</td>" for s in shares) + "</tr>"
         )
+    if not hacking.band.reason:
+        cells = [hacking.any_rate("base"), hacking.any_rate("tuned"), hacking.band.any_false_alarm]
+        shown = "".join(f"<td>{_share(rate)}</td>" for rate in cells)
+        rows.append(f"<tr><th>any of them</th><td></td>{shown}</tr>")
     signs = "".join(
         f"<tr><th>{sign.name}<small>{escape(sign.meaning)}</small></th>"
         + "".join(
@@ -99,9 +103,10 @@ def _quality(quality: Quality) -> str:
                 f"<td>{change}</td><td>{means[2]}</td></tr>"
             )
     head = "<thead><tr><th></th><th>base</th><th>tuned</th><th>change, 95 %</th><th>real</th></tr></thead>"
+    body = f'<table class="numbers">{head}<tbody>{"".join(rows)}</tbody>'
     return (
-        f'<section><h2>Quality</h2><div class="wide"><table class="numbers">{head}<tbody>{"".join(rows)}'
-        '</tbody></table></div><p class="note">VBench’s formulas over networks of other packages: compatible, not '
+        f'<section><h2>Quality</h2><div class="wide">{body}'
+        '</table></div><p class="note">VBench’s formulas over networks of other packages: compatible, not '
         "official.</p></section>"
     )
 

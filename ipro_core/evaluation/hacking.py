@@ -103,6 +103,14 @@ class Band:
         return tuple(name for name, limit in self.limits.items() if scores[name] > limit)
 
     @property
+    def any_false_alarm(self) -> Rate:
+        """How many of the real clips any suspicion falls on."""
+        rows = zip(*self.real_scores.values(), strict=True)
+        limits = self.limits.values()
+        found = [any(s > limit for s, limit in zip(row, limits, strict=True)) for row in rows]
+        return Rate(sum(found), len(found))
+
+    @property
     def false_alarms(self) -> dict[str, Rate]:
         """How many of the real clips each kind falls on."""
         return {
@@ -126,14 +134,12 @@ def band_of(real: Sequence[Signs], *, false_alarms: float = FALSE_ALARMS) -> Ban
     table = np.array([[_value(sign, signs) for sign in SIGNS] for signs in real])
     left_out = [_scores(signs, *_fitted(np.delete(table, row, axis=0))) for row, signs in enumerate(real)]
     scores = {kind.name: tuple(row[kind.name] for row in left_out) for kind in KINDS}
-    # The k-th smallest of n scores is passed by a further clip of the kind at most once in
-    # (n + 1) / (n + 1 − k).
+    # Among n clips a further one passes the k-th smallest of their scores with probability 1 − k / (n + 1).
     rank = math.ceil((1 - false_alarms) * (count + 1))
     enough = rank <= count
-    limits = {
-        name: float(np.sort(np.nan_to_num(values, nan=-np.inf))[rank - 1]) if enough else math.inf
-        for name, values in scores.items()
-    }
+    table_NK = np.nan_to_num(np.array(list(scores.values())).T, nan=-np.inf)
+    limits_K = np.sort(table_NK, axis=0)[rank - 1] if enough else np.full(len(KINDS), np.inf)
+    limits = {kind.name: float(limit) for kind, limit in zip(KINDS, limits_K, strict=True)}
     needed = math.ceil(1 / false_alarms) - 1
     reason = (
         ""
@@ -168,6 +174,12 @@ class Hacking:
         """Of how many clips a kind is suspected."""
         assert self.band
         found = [kind in self.band.suspicions(clip.signs[which]) for clip in self.clips]
+        return Rate(sum(found), len(found))
+
+    def any_rate(self, which: str) -> Rate:
+        """Of how many clips anything is suspected."""
+        assert self.band
+        found = [bool(self.band.suspicions(clip.signs[which])) for clip in self.clips]
         return Rate(sum(found), len(found))
 
     def rise(self, kind: str) -> Gain | None:
@@ -227,6 +239,8 @@ class Hacking:
         return {
             "suspected": kinds,
             "signs": signs,
+            "any": {which: self.any_rate(which).share for which in ("base", "tuned")},
+            "any_of_real": self.band.any_false_alarm.share,
             "real_clips": self.band.clips,
             "reason": self.band.reason or None,
             "flags": list(self.flags),

@@ -57,7 +57,7 @@ SIGNS = (
     Sign("flicker", "light that goes to and fro, in levels of 255", grain=0.05),
     Sign("background", "change off the head from frame to frame, in levels of 255", grain=0.05),
     Sign("extra_faces", "mean number of faces less the input's", ratio=False, grain=0.1),
-    Sign("coverage", "share of frames that show the subject", ratio=False, grain=0.02),
+    Sign("coverage", "share of frames that show the subject", ratio=False, grain=0.1),
 )
 NAMES = tuple(sign.name for sign in SIGNS)
 
