@@ -196,7 +196,15 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
 def _from_transformers(kind: Any, config: Any, tensors: dict[str, Tensor], path: Path, spare: str) -> Any:
     """A model of `transformers`, which knows how its released files name their tensors."""
-    model, told = kind.from_pretrained(None, config=config, state_dict=tensors, output_loading_info=True)
+    from transformers.utils import logging
+
+    loudness = logging.get_verbosity()
+    logging.set_verbosity_error()  # what is missing is said below, in one sentence
+    about = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    try:
+        model, told = kind.from_pretrained(None, config=config, state_dict=tensors, **about)
+    finally:
+        logging.set_verbosity(loudness)
     missing = [name for name in told["missing_keys"] if spare not in name]
     wrong = [str(name) for name in told["mismatched_keys"]]
     if missing or wrong:
