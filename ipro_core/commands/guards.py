@@ -79,7 +79,7 @@ def guard_lines(results: GuardResults) -> list[str]:
             corrected = results.verdicts.corrected(which)
             told = corrected.reason if corrected.value is None else f"{corrected.value:.0%} hacked, corrected"
             lines.append(f"{which:<14} {told}")
-    return lines + [f"Sign of a hack: {flag}" for flag in results.flags]
+    return [*lines, *results.flags]
 
 
 def _given(options: argparse.Namespace, settings: type) -> Any:
