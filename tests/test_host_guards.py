@@ -11,9 +11,12 @@ def test_quality_and_suspicions_of_a_still_picture_are_numbers_and_sentences(hos
     prompt = {
         "clips": {
             "class_type": "IPRO_TinyWorldClips",
-            "inputs": {"count": 20, "seed": 3, "split": "tuning"},
+            "inputs": {"people": "tuning", "count": 24, "seed": 3},
         },
-        "shown": {"class_type": "IPRO_ShowClip", "inputs": {"clips": ["clips", 0], "number": 0}},
+        "shown": {
+            "class_type": "IPRO_ShowClip",
+            "inputs": {"clips": ["clips", 0], "index": 0, "max_frames": 0},
+        },
         "still": {"class_type": "RepeatImageBatch", "inputs": {"image": ["shown", 1], "amount": 9}},
         "faces": {"class_type": "IPRO_LoadFaceModels", "inputs": {"pack": "tiny world (embedded)"}},
         "quality": {
