@@ -282,6 +282,22 @@ def test_official_vbench_is_run_elsewhere_and_its_result_read(fake_python, tmp_p
     assert scores["ms"].value is None and "cannot be read" in scores["ms"].reason
 
 
+def test_official_vbench_scores_base_and_tuned_of_every_pair(fake_python):
+    from ipro_core.evaluation.compare import SceneVideos
+    from ipro_core.evaluation.guards import Guards
+    from ipro_core.evaluation.guards_page import guard_sections
+
+    guards = Guards(8.0, vbench_python=fake_python)
+    pairs = [SceneVideos(f"scene {n}", "", 0, grey(1)[0], grey(1, 2), grey(3, 4)) for n in range(3)]
+    assert len(list(guards.watch(pairs))) == 3
+    results = guards.results()
+    assert results.official and len(results.official["tuned"]["dd"].videos) == 3
+    figures = results.figures()["official_vbench"]
+    assert figures["base"]["sc"] == {"value": 0.25, "reason": None}
+    assert "pkg_resources" in figures["base"]["iq"]["reason"]
+    assert "0.2500" in guard_sections(results)
+
+
 def test_an_environment_without_vbench_is_told(tmp_path):
     videos = tmp_path / "videos"
     videos.mkdir()

@@ -50,7 +50,7 @@ def open_guards(options: argparse.Namespace, studio: Studio, report: Path) -> Gu
         VisionClient(vision, report.with_name("vision.jsonl")) if vision.vision_model else None,
         decoded,
         options.vbench_python,
-        report.with_name("videos"),
+        str(studio.device),
     )
 
 

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -75,13 +76,14 @@ class Guards:
     decoded: Callable[[Tensor], Tensor] | None = None
     """A real clip as the model's codec gives it back: what the codec blurs is nobody's hack."""
     vbench_python: Path | None = None
-    kept: Path | None = None
-    """Where videos are written for vbench, in folders base and tuned."""
+    device: str = "cpu"
+    """Of vbench."""
 
     def __post_init__(self) -> None:
         self._quality: list[ClipQuality] = []
         self._signs: list[ClipSigns] = []
         self._said: list[Said] = []
+        self._videos = TemporaryDirectory()  # what vbench is to score; goes with this object
         self._told: set[str] = set()
         """Scenes whose real clip the vision model has been shown."""
         self._real: tuple[str, Watched | None, dict[str, float]] | None = None
@@ -91,18 +93,20 @@ class Guards:
         """The same pairs; each is measured before it goes on."""
         for number, pair in enumerate(pairs):
             self._measure(pair)
-            if self.vbench_python and self.kept:
+            if self.vbench_python:
                 for which, frames_TCHW in (("base", pair.base_TCHW), ("tuned", pair.tuned_TCHW)):
-                    (self.kept / which).mkdir(parents=True, exist_ok=True)
-                    write_video(self.kept / which / f"{number:05d}.mp4", frames_TCHW, self.fps)
+                    place = Path(self._videos.name) / which
+                    place.mkdir(exist_ok=True)
+                    write_video(place / f"{number:05d}.mp4", frames_TCHW, self.fps)
             yield pair
 
-    def results(self, device: str = "cuda") -> GuardResults:
+    def results(self) -> GuardResults:
         """After the last pair; vbench runs now."""
         official = None
-        if self.vbench_python and self.kept:
+        if self.vbench_python:
+            folder = Path(self._videos.name)
             official = {
-                which: run_vbench(self.vbench_python, self.kept / which, device=device)
+                which: run_vbench(self.vbench_python, folder / which, device=self.device)
                 for which in ("base", "tuned")
             }
         return GuardResults(
