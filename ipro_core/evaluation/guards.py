@@ -83,7 +83,8 @@ class Guards:
         self._quality: list[ClipQuality] = []
         self._signs: list[ClipSigns] = []
         self._said: list[Said] = []
-        self._videos = TemporaryDirectory()  # what vbench is to score; goes with this object
+        self._videos = TemporaryDirectory() if self.vbench_python else None
+        """What vbench is to score."""
         self._told: set[str] = set()
         """Scenes whose real clip the vision model has been shown."""
         self._real: tuple[str, Watched | None, dict[str, float]] | None = None
@@ -93,7 +94,7 @@ class Guards:
         """The same pairs; each is measured before it goes on."""
         for number, pair in enumerate(pairs):
             self._measure(pair)
-            if self.vbench_python:
+            if self._videos:
                 for which, frames_TCHW in (("base", pair.base_TCHW), ("tuned", pair.tuned_TCHW)):
                     place = Path(self._videos.name) / which
                     place.mkdir(exist_ok=True)
@@ -103,12 +104,12 @@ class Guards:
     def results(self) -> GuardResults:
         """After the last pair; vbench runs now."""
         official = None
-        if self.vbench_python:
-            folder = Path(self._videos.name)
-            official = {
-                which: run_vbench(self.vbench_python, folder / which, device=self.device)
-                for which in ("base", "tuned")
-            }
+        if self._videos and self.vbench_python:
+            with self._videos as folder:
+                official = {
+                    which: run_vbench(self.vbench_python, Path(folder, which), device=self.device)
+                    for which in ("base", "tuned")
+                }
         return GuardResults(
             Quality(tuple(self._quality), self.meter) if self.meter else None,
             judge_signs(self._signs) if self.faces else None,
