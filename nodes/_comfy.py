@@ -3,6 +3,7 @@
 import functools
 import inspect
 import logging
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -134,6 +135,12 @@ def face_roots() -> list[Path]:
     except KeyError:
         roots = []
     return [*map(Path, roots), Path(folder_paths.models_dir) / "insightface"]
+
+
+def weight_roots() -> list[Path]:
+    """Where networks of quality lie: the host's folders of models, and the cache of Hugging Face."""
+    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+    return [Path(folder_paths.models_dir), home / "hub"]
 
 
 def face_packs() -> list[str]:

@@ -220,3 +220,28 @@ def test_the_demo_raises_the_reward_of_what_it_tunes_on_and_leaves_everything_be
     for name in ("config.json", "metrics.jsonl", "report.html", "samples/side_by_side.mp4"):
         assert (tmp_path / "run" / name).stat().st_size > 100
     assert (tmp_path / "run" / "adapters" / "ipro.safetensors").exists()
+
+
+def test_guards_of_a_run_are_told_and_written_beside_its_report(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    run = tmp_path / "run"
+    assert main(["train", "--run", str(run), "--updates", "1", *SMALL]) == 0
+    asked = ["--hacking", "--quality", "tf,sc", "--held-out", "5", "--seeds", "1", "--json"]
+    capsys.readouterr()
+    assert main(["evaluate", "--run", str(run), *asked]) == 0
+    told = answer(capsys)
+    assert 0.9 < told["quality"]["figures"]["tf"]["tuned"] <= 1
+    assert told["quality"]["figures"]["sc"]["tuned"] is None
+    assert "DINO" in told["quality"]["figures"]["sc"]["reason"]
+    assert "at least 19 real clips" in told["hacking"]["reason"]
+    written = json.loads((run / "report.guards.json").read_text())
+    assert written == {"quality": told["quality"], "hacking": told["hacking"]}
+    assert "Suspicions" in (run / "report.html").read_text()
+
+
+def test_guards_that_do_not_go_together_are_refused(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(["train", "--run", str(run), "--updates", "1", *SMALL]) == 0
+    few = ["--held-out", "2", "--seeds", "1"]
+    assert "give --hacking" in refused(capsys, "evaluate", "--run", run, *few, "--vision-model", "m")
+    assert "no dimension xy" in refused(capsys, "evaluate", "--run", run, *few, "--quality", "xy")

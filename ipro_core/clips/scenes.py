@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..files import fingerprint, sha256
 from ..types import Clip, Framing
-from .manifest import MANIFEST, Split, kept_clips, words_of
+from .manifest import MANIFEST, kept_clips, words_of
+from .splits import Split
 from .video import TIME_ROUNDING, first_shown, iterate_frames, probe, read_frames
 
 Place = Path | str | Clip

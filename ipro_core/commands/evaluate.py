@@ -12,6 +12,8 @@ from ..clips.scenes import Scene, find_clips
 from ..clips.video import write_video
 from ..evaluation.compare import Comparison, SceneVideos, compare_videos
 from ..evaluation.film import side_by_side
+from ..evaluation.guards import GuardResults, Guards
+from ..evaluation.guards_page import guard_sections
 from ..evaluation.report import write_report
 from ..evaluation.study_sources import keep_videos
 from ..files import write_atomically
@@ -21,6 +23,7 @@ from ..studio import Sampler, Studio
 from ..tinyworld.scenes import tiny_scenes
 from ..training.ipro import IproSettings
 from .flags import given_knobs, progress
+from .guards import add_guards, guard_lines, open_guards
 from .opening import (
     SAMPLING,
     add_networks,
@@ -57,10 +60,12 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
         if options.run:
             write_video(options.run / "samples" / f"{scene}.mp4", film_TCHW, studio.framing.fps)
 
-    comparison = judge(options, studio, scenes, job.plan.ipro, show)
-    write_reports(report, comparison, config, options.run)
-    print(table(comparison, report))
-    return {"report": str(report), **comparison.figures()}
+    guards = open_guards(options, studio, report)
+    comparison = judge(options, studio, scenes, job.plan.ipro, show, guards)
+    found = guards.results() if guards else GuardResults()
+    write_reports(report, comparison, config, options.run, found)
+    print("\n".join([*guard_lines(found), table(comparison, report)]))
+    return {"report": str(report), **comparison.figures(), **found.figures()}
 
 
 def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,6 +77,7 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     add_networks(parser)
     add_judging(parser)
     add_sampling(parser)
+    add_guards(parser)
 
 
 def add_judging(parser: argparse.ArgumentParser) -> None:
@@ -87,12 +93,14 @@ def judge(
     scenes: Sequence[Scene],
     settings: IproSettings,
     show: Callable[[str, Tensor], None],
+    guards: Guards | None = None,
 ) -> Comparison:
     """Base against the adapter of options.run or options.lora.
 
     Args:
         scenes: none: held-out ones of the embedded world.
         show: is given the first scenes' names and films: real, base, tuned.
+        guards: measure every pair too.
     """
     check_adapter(options, studio)
     scenes = showing_faces(studio, scenes or tiny_scenes("held_out", options.held_out))
@@ -125,10 +133,19 @@ def judge(
     steps = read_metrics(options.run)[-KL_UPDATES:] if options.run else []
     kl = sum(step.metrics["kl"] for step in steps) / len(steps) if steps else None
     other = studio.judge.open() if studio.judge else None
-    return compare_videos(watched(), *studio.faces.open(), other, kl=kl)
+    pairs = guards.watch(watched()) if guards else watched()
+    return compare_videos(pairs, *studio.faces.open(), other, kl=kl)
 
 
-def write_reports(path: Path, comparison: Comparison, config: Mapping[str, Any], run: Path | None) -> None:
+def write_reports(
+    path: Path,
+    comparison: Comparison,
+    config: Mapping[str, Any],
+    run: Path | None,
+    guards: GuardResults | None = None,
+) -> None:
+    """`guards`: a section of the page, and a file of their own beside it."""
+    guards = guards or GuardResults()
     environment = json.loads((run / "environment.json").read_text()) if run else {}
     write_report(
         path,
@@ -136,7 +153,11 @@ def write_reports(path: Path, comparison: Comparison, config: Mapping[str, Any],
         steps=read_metrics(run) if run else [],
         settings=shareable(config),
         environment=environment,
+        sections=guard_sections(guards),
     )
+    if guards.figures():
+        told = json.dumps(guards.figures(), indent=2).encode() + b"\n"
+        write_atomically(path.with_suffix(".guards.json"), told)
     figures = json.dumps(comparison.figures(), indent=2).encode() + b"\n"
     write_atomically(path.with_suffix(".json"), figures)
 

@@ -53,28 +53,31 @@ def write_report(
     steps: Sequence[StepRecord] = (),
     settings: Mapping[str, object] | None = None,
     environment: Mapping[str, object] | None = None,
+    sections: str = "",
 ) -> None:
     """Write the report, complete or not at all.
 
     Args:
         steps: the rows of metrics.jsonl; every metric that changes becomes a curve.
         settings: the run's knobs, for the table at the end; so is `environment`.
+        sections: more of them, HTML; see `guards_page`.
 
     Raises:
         OSError: the folder is missing or the disk is full.
     """
-    sections = [
+    parts = [
         _verdict(comparison),
         _summary(comparison),
         _figure("FaceSim, frame by frame", _frames_chart(comparison), FRAMES_CAPTION),
         _figure("Every scene", _scenes_chart(comparison), SCENES_CAPTION),
         _training(steps),
+        sections,
         _film(comparison),
         _table("Settings", settings or {}),
         _table("Environment", environment or {}),
         _method(comparison),
     ]
-    write_atomically(path, page(title, "".join(sections)).encode())
+    write_atomically(path, page(title, "".join(parts)).encode())
 
 
 def _verdict(comparison: Comparison) -> str:
