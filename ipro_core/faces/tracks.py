@@ -1,6 +1,6 @@
 """One person through one video: which of the detected faces is theirs, and their embeddings (φ in Eq. 5)."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -74,7 +74,7 @@ def track_person(
         The track. Frames without the subject carry boxes and points of the seen frames around them.
     """
     followed = follow_person(detections, embeddings, choose=choose, reference_D=reference_D)
-    return _fill_gaps({t: detections[t][face] for t, face in followed.items()}, len(detections))
+    return track_of({t: detections[t][face] for t, face in followed.items()}, len(detections))
 
 
 def follow_person(
@@ -97,7 +97,7 @@ def follow_person(
         for t in order:
             if not detections[t]:
                 continue
-            place_F = torch.stack([_overlap(last, face) for face in detections[t]])
+            place_F = torch.stack([overlap(last, face) for face in detections[t]])
             # Also like the last face: a person may drift away from the reference, step by step.
             person_F = torch.maximum(features[t] @ likeness, features[t] @ last_D)
             if embeddings is None:
@@ -241,8 +241,9 @@ def _anchor(
     return anchor, int(likeness[anchor].argmax())
 
 
-def _fill_gaps(chosen: dict[int, Face], frames: int) -> FaceTrack:
-    """Linear between the seen frames on both sides, the nearest one's outside of them."""
+def track_of(chosen: Mapping[int, Face], frames: int) -> FaceTrack:
+    """The track through given faces, frame → face: linear between those on both sides, the nearest one's
+    outside of them."""
     seen_T = torch.zeros(frames, dtype=torch.bool)
     rows = np.zeros((frames, 14))
     if chosen:
@@ -259,7 +260,7 @@ def _area(face: Face) -> float:
     return (face.box_4[2:] - face.box_4[:2]).prod().item()
 
 
-def _overlap(face: Face, other: Face) -> Tensor:
+def overlap(face: Face, other: Face) -> Tensor:
     """Intersection over union of their boxes."""
     a, b = face.box_4, other.box_4
     shared = (torch.minimum(a[2:], b[2:]) - torch.maximum(a[:2], b[:2])).clamp_min(0).prod()
