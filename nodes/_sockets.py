@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..ipro_core.cache import name_of
 from ..ipro_core.clips.scenes import Scene, ShownScene, find_videos, fit
-from ..ipro_core.evaluation.compare import Comparison
+from ..ipro_core.evaluation.verdict import Comparison
 from ..ipro_core.files import fingerprint
 from ..ipro_core.job import name_of_scenes, showing_faces
 from ..ipro_core.rewards.base import Reward

@@ -9,9 +9,10 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..ipro_core.clips.video import write_video
-from ..ipro_core.evaluation.compare import Comparison, SceneVideos, compare_videos
+from ..ipro_core.evaluation.compare import SceneVideos, compare_videos
 from ..ipro_core.evaluation.facesim import face_sim, find_reference
 from ..ipro_core.evaluation.report import write_report
+from ..ipro_core.evaluation.verdict import Comparison
 from ..ipro_core.faces.packs import load_face_models
 from ..ipro_core.job import adapter_of_run, check_run_fits, shareable, showing_faces
 from ..ipro_core.runs import read_config, read_metrics

@@ -1,4 +1,4 @@
-"""What may be claimed: Holm by hand, guards by their margins, and how many scenes against the noncentral t."""
+"""What may be claimed: Holm by hand, guards by their margins, how many scenes by the noncentral t."""
 
 import math
 

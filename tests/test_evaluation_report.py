@@ -12,11 +12,11 @@ from PIL import Image
 from torch.nn.functional import normalize
 
 from ipro_core.evaluation.charts import Line, line_chart, pair_chart
-from ipro_core.evaluation.compare import Comparison, PairResult, VideoResult
 from ipro_core.evaluation.facesim import FaceSim
 from ipro_core.evaluation.film import face_window, side_by_side, thumbnails
 from ipro_core.evaluation.report import write_report
 from ipro_core.evaluation.statistics import paired_gain
+from ipro_core.evaluation.verdict import Comparison, PairResult, VideoResult
 from ipro_core.types import StepRecord
 
 NAN = float("nan")

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ..clips.scenes import Scene
 from ..clips.video import write_video
-from ..evaluation.compare import Comparison, SceneVideos, compare_videos
+from ..evaluation.compare import SceneVideos, compare_videos
 from ..evaluation.film import side_by_side
 from ..evaluation.report import write_report
-from ..files import write_atomically
+from ..evaluation.verdict import Comparison
 from ..job import shareable, showing_faces
 from ..runs import read_metrics
 from ..studio import Sampler, Studio
@@ -124,8 +124,6 @@ def write_reports(path: Path, comparison: Comparison, config: Mapping[str, Any],
         settings=shareable(config),
         environment=environment,
     )
-    figures = json.dumps(comparison.figures(), indent=2).encode() + b"\n"
-    write_atomically(path.with_suffix(".json"), figures)
 
 
 def table(comparison: Comparison, report: Path) -> str:

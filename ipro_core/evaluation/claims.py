@@ -1,18 +1,18 @@
-"""What may be claimed of several outcomes: which gains stand, which guards held, how many scenes a claim needs.
+"""What may be claimed of several outcomes: which gains stand, which guards held, how many scenes it takes.
 
 "No significant difference" is no proof that nothing was lost: a guard holds only if its interval lies above a
 margin that was named beforehand.
 """
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
 
-from .statistics import RESAMPLES, bootstrap_interval, interval_tail, paired_gain, scene_means
+from .statistics import RESAMPLES, interval_tail, paired_gain, scene_means
 
 Verdict = Literal["kept", "lost", "not shown"]
 

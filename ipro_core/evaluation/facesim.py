@@ -20,7 +20,7 @@ from ..faces.recognizer import Recognizer
 from ..faces.tracks import SeenFaces, follow_person, see_faces
 from ..types import Face, FaceTrack
 
-PROTOCOL = "every frame; RGB crops on ArcFace's template; raw cosine; a frame without the face counts 0"
+PROTOCOL = "Every frame; RGB crops on ArcFace's template; raw cosine; a frame without the face counts 0"
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def embed_reference(reference_CHW: Tensor, face: Face, recognizer: Recognizer) -
 def followed_sim(
     seen: SeenFaces, followed: Mapping[int, int], reference_D: Tensor, recognizer: str, *, given: int = 1
 ) -> FaceSim:
-    """The similarity of faces that are embedded already, frame → index, to a reference or to a pool's mean."""
+    """The similarity of embedded faces, frame → index, to a reference or to a pool's mean."""
     cosine_T = torch.full((len(seen.detections),), float("nan"))
     for t, face in followed.items():
         cosine_T[t] = seen.embeddings[t][face] @ reference_D

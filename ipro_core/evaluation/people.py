@@ -197,8 +197,8 @@ def _refuse_one_person_twice(names: list[str], middle_ND: Tensor, same: float) -
     if alike_NN.max() >= same:
         a, b = divmod(int(alike_NN.argmax()), len(names))
         raise ValueError(
-            f"The pools of {names[a]} and {names[b]} show one person (cosine {alike_NN[a, b]:.2f}): merge them, "
-            "or give other people's."
+            f"The pools of {names[a]} and {names[b]} show one person (cosine {alike_NN[a, b]:.2f}): "
+            "merge them, or give other people's."
         )
 
 

@@ -4,7 +4,7 @@ import numpy as np
 
 
 def match(worth_NM: np.ndarray, missing: float) -> list[int | None]:
-    """The column of every row, so that the worths add up to the most; None: left out, which is worth `missing`.
+    """The column of every row, so that the worths add up to the most; None: left out, worth `missing`.
 
     A worth of −inf forbids the pair.
     """

@@ -1,7 +1,7 @@
 """Everyone in a video, followed by place first: who stands there is asked later, so that a swap can be seen.
 
-`tracks` follows a person and lets go where somebody else stands; here the place goes on, and the person counts
-only where places leave a doubt: where people cross, or after a cut.
+`tracks` follows a person and lets go where somebody else stands; here the place goes on, and the person
+counts only where places leave a doubt: where people cross, or after a cut.
 """
 
 import numpy as np
