@@ -71,11 +71,13 @@ def test_a_scale_runs_from_strangers_to_the_real_clip():
 
 
 def test_strangers_are_all_pairs_of_different_people():
-    a, b = torch.eye(3)[:2]
-    # Cosines 0, 1/√2 and 1/√2.
-    assert stranger_floor([a, b, normalize(a + b, dim=0)]) == pytest.approx(2 / 3 / 2**0.5)
+    a, b, c = torch.eye(3)
+    # Cosines 0, 0 and 0.28, of (0.28, 0.96) to a.
+    assert stranger_floor([a, c, 0.28 * a + 0.96 * b]) == pytest.approx(0.28 / 3)
     assert stranger_floor([a, -a]) == pytest.approx(-1)
-    assert torch.tensor(stranger_floor([a])).isnan()
+    # One person in two scenes is no impostor: of 1, 0 and 0 the 1 is left out.
+    assert stranger_floor([a, a, b]) == 0
+    assert torch.tensor([stranger_floor([a]), stranger_floor([a, a])]).isnan().all()
 
 
 def test_every_result_says_by_whom_and_how_it_was_measured():

@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ..runs import read_metrics
 from ..studio import Sampler, Studio
 from ..tinyworld.scenes import tiny_scenes
 from ..training.ipro import IproSettings
+from .evaluate_videos import compare_files, given_videos, told, videos_arguments
 from .flags import given_knobs, progress
 from .opening import (
     SAMPLING,
@@ -39,9 +41,14 @@ KL_UPDATES = 10
 
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     """Compare base and tuned on people, prompts and seeds never trained on; writes a report."""
+    if given_videos(options):
+        comparison, report = compare_files(options), options.report or Path("report.html")
+        print(table(comparison, report))
+        return {"report": str(report), **told(comparison)}
     if bool(options.run) == bool(options.lora):
         raise ValueError(
-            "Give what is to be judged: either --run with a run's folder, or --lora with a file."
+            "Give what is to be judged: either --run with a run's folder, or --lora with a file, or videos "
+            "with --base-videos and --tuned-videos."
         )
     config = judged_config(options)
     job = open_job(options, config, given_knobs(options, *SAMPLING))
@@ -68,6 +75,7 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     clips = "Clips of people never trained on, or folders of them."
     parser.add_argument("--clips", nargs="+", type=Path, default=[], help=clips)
     parser.add_argument("--report", type=Path, help="The page to write; default: report.html in the run.")
+    videos_arguments(parser)
     add_networks(parser)
     add_judging(parser)
     add_sampling(parser)
@@ -112,7 +120,8 @@ def judge(
     steps = read_metrics(options.run)[-KL_UPDATES:] if options.run else []
     kl = sum(step.metrics["kl"] for step in steps) / len(steps) if steps else None
     other = studio.judge.open() if studio.judge else None
-    return compare_videos(watched(), *studio.faces.open(), other, kl=kl)
+    with closing(watched()) as pairs:  # the bar goes before a refusal is told
+        return compare_videos(pairs, *studio.faces.open(), other, kl=kl)
 
 
 def write_reports(path: Path, comparison: Comparison, config: Mapping[str, Any], run: Path | None) -> None:
@@ -135,9 +144,16 @@ def table(comparison: Comparison, report: Path) -> str:
         f"gain           {gain.mean:+.3f}   95 % {gain.ci95[0]:+.3f} to {gain.ci95[1]:+.3f}   "
         f"({gain.scenes} scenes, {gain.pairs} pairs)",
     ]
-    if judge:
-        lines.append(f"judge's gain   {judge.mean:+.3f}   95 % {judge.ci95[0]:+.3f} to {judge.ci95[1]:+.3f}")
+    if judge and comparison.transfer:
+        lines.append(
+            f"judge's gain   {judge.mean:+.3f}   95 % {judge.ci95[0]:+.3f} to {judge.ci95[1]:+.3f}   "
+            f"transfer {comparison.transfer.value:.2f}"
+        )
     lines.append(f"head motion    tuned / base {comparison.motion_ratio:.2f}")
+    for one in comparison.guards:
+        change = f"{one.unit} {one.change:+.3f}, least {one.margin:g}"
+        lines.append(f"guard          {one.name}: {one.verdict} ({change})")
+    lines += _people_lines(comparison)
     lines.append(
         f"face found in  base {comparison.coverage('base'):.0%}   tuned {comparison.coverage('tuned'):.0%}   "
         f"real {comparison.coverage('real'):.0%}"
@@ -146,3 +162,16 @@ def table(comparison: Comparison, report: Path) -> str:
         lines.append(f"KL             {comparison.kl:.4f}")
     lines += [f"Sign of a hack: {flag}" for flag in comparison.hack_flags]
     return "\n".join([*lines, f"report         {report}"])
+
+
+def _people_lines(comparison: Comparison) -> list[str]:
+    """Of videos with several people: who was lost or swapped by the tuned model."""
+    lines = []
+    for pair in comparison.pairs:
+        if pair.tuned.people is None:
+            continue
+        people, swaps = pair.tuned.people.people, pair.tuned.people.swaps
+        faults = [f"{person.name} is missing" for person in people if person.missing]
+        faults += [f"{swap.before} becomes {swap.after} at frame {swap.frame}" for swap in swaps]
+        lines += [f"people         {pair.scene}: {'; '.join(faults)}"] if faults else []
+    return lines

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..faces.alignment import crop_faces
 from ..faces.detector import Detector
 from ..faces.recognizer import Recognizer
-from ..faces.tracks import SeenFaces, follow_person, see_faces
+from ..faces.tracks import SAME_PERSON, SeenFaces, follow_person, see_faces
 from ..types import Face, FaceTrack
 
 PROTOCOL = "Every frame; RGB crops on ArcFace's template; raw cosine; a frame without the face counts 0"
@@ -191,13 +191,13 @@ def common(a: FaceSim, b: FaceSim) -> tuple[float, float]:
 
 
 def stranger_floor(references: Sequence[Tensor]) -> float:
-    """Mean cosine between the faces of different people; NaN for fewer than two."""
+    """Mean cosine between the faces of different people; NaN if there are no two. Two references as like as
+    `SAME_PERSON` are one person's and no impostors."""
     if len(references) < 2:
         return float("nan")
     reference_ND = torch.stack(list(references)).double()
-    cosine_NN = reference_ND @ reference_ND.T
-    apart = ~torch.eye(len(cosine_NN), dtype=torch.bool)
-    return cosine_NN[apart].mean().item()
+    cosine_NN = (reference_ND @ reference_ND.T).fill_diagonal_(1)
+    return cosine_NN[cosine_NN < SAME_PERSON].mean().item()
 
 
 def jsonable(value: Any) -> Any:
