@@ -8,10 +8,10 @@ def extension():
     try:
         from comfy_api.latest import ComfyExtension
 
-        from . import clips, evaluation, faces, host, models, rewards, sampling, training
+        from . import clips, evaluation, evaluation_faces, faces, host, models, rewards, sampling, training
         from ._monitor import add_routes
 
-        rooms = clips, faces, rewards, models, host, sampling, training, evaluation
+        rooms = clips, faces, rewards, models, host, sampling, training, evaluation_faces, evaluation
         nodes = [node for room in rooms for node in room.NODES]
     except Exception:
         logging.getLogger("ipro").exception("The nodes cannot be loaded.")  # the host tells one line of it

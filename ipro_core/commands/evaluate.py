@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -108,7 +108,7 @@ def judge(
     model, shown = open_tuned(options, studio), 0
     sampler = Sampler(studio, model, studio.codec.open(), settings)
 
-    def watched() -> Iterator[SceneVideos]:
+    def watched() -> Generator[SceneVideos, None, None]:
         nonlocal shown
         for pair in progress(sampler.pairs(scenes, seeds), "judging", total=len(scenes) * len(seeds)):
             if pair.seed == 0 and shown < FILM_SCENES and pair.real_TCHW is not None:

@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ def compare_files(options: argparse.Namespace) -> Comparison:
             else "There is nothing to compare: give --base-videos and --tuned-videos."
         )
 
-    def pairs() -> Iterator[SceneVideos]:
+    def pairs() -> Generator[SceneVideos, None, None]:
         for name in progress(sorted(base), "judging", total=len(base)):
             yield _pair(name, base[name], tuned[name], real.get(name) or real.get(scene_of(name)[0]), people)
 

@@ -93,10 +93,10 @@ def write_report(
 
 def _verdict(comparison: Comparison) -> str:
     gain, flags = comparison.gain, comparison.hack_flags
-    low, high = gain.ci95
-    if low > 0:
+    (low, high), shown = gain.ci95, gain.p_value < 0.05
+    if low > 0 and shown:
         words = "The tuned model keeps the face better"
-    elif high < 0:
+    elif high < 0 and shown:
         words = "The tuned model keeps the face worse"
     else:
         words = "No difference is shown"
@@ -195,7 +195,8 @@ def _guard(guard: Guard) -> str:
 
 FRAMES_CAPTION = (
     '<i class="base"></i>base <i class="tuned"></i>tuned <i class="real"></i>real clips '
-    '<i class="stranger"></i>strangers. Means over scenes with 95 % bands; a frame without the face counts 0.'
+    '<i class="stranger"></i>strangers. Means over scenes with 95 % bands; a frame without it counts 0. '
+    "Dashed: the mean of the real clips and that of strangers, ceiling and floor."
 )
 
 
