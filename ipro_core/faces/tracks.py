@@ -128,15 +128,14 @@ def find_person(
 
 
 @torch.no_grad()
-def embed_faces(
-    frames_TCHW: Tensor, frames_F: Tensor, points_F52: Tensor, recognizer: Recognizer, chunk: int = 32
-) -> Tensor:
+def embed_faces(frames_TCHW: Tensor, frames_F: Tensor, points_F52: Tensor, recognizer: Recognizer) -> Tensor:
     """The embeddings of faces given by their frame and points, (F, D) on the CPU, without gradients."""
     if not len(frames_F):
         return torch.zeros(0, recognizer.dim)
+    # Face by face, because picking frames by a list of numbers would copy every one of them.
     crops = [
-        crop_faces(frames_TCHW.detach()[some.to(frames_TCHW.device)], points, recognizer.size)
-        for some, points in zip(frames_F.split(chunk), points_F52.split(chunk), strict=True)
+        crop_faces(frames_TCHW[frame : frame + 1].detach(), points_52[None], recognizer.size)
+        for frame, points_52 in zip(frames_F.tolist(), points_F52, strict=True)
     ]
     return recognizer.embed(torch.cat(crops)).float().cpu()
 
