@@ -313,9 +313,9 @@ def test_writing_in_place_changes_no_value_that_is_needed_again(tmp_path):
             a = self.one(x)
             return self.two(torch.relu(a)).relu() - a
 
-    network = assert_equals_onnxruntime(write(Twice().eval(), tmp_path / "t.onnx"), (32, 32))
+    network = assert_equals_onnxruntime(write(Twice().eval(), tmp_path / "t.onnx"), (112, 112))
     assert network._in_place.count(True) == 1, "the second Relu alone"
-    images = torch.randn(1, 3, 32, 32)
+    images = torch.randn(1, 3, 112, 112)
     with torch.no_grad():
         kept = images.clone()
         without = network(images)[0]

@@ -260,7 +260,7 @@ def _method(comparison: Comparison) -> str:
         "The subject is the person of the input image, followed through the video. The first "
         f"{counted(first.facesim.given, 'frame')} of a video, being the input, are left out of the means. "
         "Intervals: bootstrap over scenes, the seeds of a scene averaged first; p: sign flips of "
-        "scenes, adjusted by Holm's step-down over FaceSim, judge and drift.</p></section>"
+        "scenes, adjusted by Holm's step-down over all that is claimed.</p></section>"
     )
 
 

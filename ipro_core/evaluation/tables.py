@@ -44,7 +44,8 @@ def csv_text(comparison: Comparison) -> str:
         for which, video in pair.videos.items()
     ]
     text = StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    columns = dict.fromkeys(name for row in rows for name in row)  # not every video has people
+    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
