@@ -85,7 +85,7 @@ def _people_of(pair: PairResult, which: str, video: VideoResult) -> str:
     kept, rows = video.people, []
     swaps = "; ".join(f"{escape(s.before)} → {escape(s.after)} at frame {s.frame}" for s in kept.swaps)
     told = f"identity F1 {number(kept.identity_f1)}" + (
-        f'<br><span class="mark">{swaps}</span>' if swaps else ""
+        f' <span class="mark">{swaps}</span>' if swaps else ""
     )
     for person in kept.people:
         cells = [
