@@ -23,11 +23,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ipro_core.clips.video import read_frames, read_image, write_video
-from ipro_core.evaluation.compare import Comparison, SceneVideos, compare_videos
+from ipro_core.evaluation.compare import SceneVideos, compare_videos
 from ipro_core.evaluation.facesim import face_sim
 from ipro_core.evaluation.film import side_by_side
 from ipro_core.evaluation.report import write_report
 from ipro_core.evaluation.statistics import paired_gain
+from ipro_core.evaluation.verdict import Comparison
 from ipro_core.faces.packs import load_face_models, load_recognizer
 from ipro_core.faces.pool import build_pool
 from ipro_core.models.base import pullback_by_autograd

@@ -8,10 +8,22 @@ def extension():
     try:
         from comfy_api.latest import ComfyExtension
 
-        from . import _study, clips, evaluation, faces, guards, host, models, rewards, sampling, training
+        from . import (
+            _study,
+            clips,
+            evaluation,
+            evaluation_faces,
+            faces,
+            guards,
+            host,
+            models,
+            rewards,
+            sampling,
+            training,
+        )
         from ._monitor import add_routes
 
-        rooms = clips, faces, rewards, models, host, sampling, training, evaluation, guards
+        rooms = clips, faces, rewards, models, host, sampling, training, evaluation_faces, evaluation, guards
         nodes = [node for room in rooms for node in room.NODES]
     except Exception:
         logging.getLogger("ipro").exception("The nodes cannot be loaded.")  # the host tells one line of it

@@ -22,7 +22,7 @@ from ..ipro_core.types import Clip, FacePool, Framing
 from ..ipro_core.wan_settings import DeviceSettings, WanFiles
 
 if TYPE_CHECKING:
-    from ..ipro_core.evaluation.compare import Comparison
+    from ..ipro_core.evaluation.verdict import Comparison
     from ..ipro_core.rewards.base import Reward
     from ..ipro_core.studio import Network, Studio
     from ..ipro_core.training.ipro import TrainingSample

@@ -1,4 +1,4 @@
-"""Evaluation: how well faces are kept, base against tuned, and what speaks against it (Tables 1 to 6)."""
+"""Evaluation: base against tuned, and what speaks against it (Tables 1 to 6)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..ipro_core.clips.video import write_video
 from ..ipro_core.evaluation.study_design import StudySettings
 from . import _comfy
+from ._compared import told
 from ._monitor import run_folder
 from ._sockets import (
     CLIPS,
@@ -30,71 +30,13 @@ from ._study import opened, study_folder
 from ._widgets import settings_of, widgets
 
 if TYPE_CHECKING:
-    from ..ipro_core.evaluation.compare import Comparison, SceneVideos
+    from ..ipro_core.evaluation.compare import SceneVideos
+    from ..ipro_core.evaluation.verdict import Comparison
     from ..ipro_core.studio import Studio
 
 CATEGORY = "7 Evaluation"
 KL_UPDATES = 10
 """The KL that is told is the mean over this many last updates."""
-
-
-class FaceSimilarity(io.ComfyNode):
-    @classmethod
-    def define_schema(cls):
-        return _comfy.schema(
-            "FaceSimilarity",
-            "Face Similarity",
-            CATEGORY,
-            "FaceSim: how like the face of the input image the subject stays, frame by frame; of one video, "
-            "or of two beside each other. A frame without the face counts as a stranger's.",
-            inputs=[
-                io.MultiType.Input("video", [io.Image, io.Video], tooltip="The video to judge."),
-                io.Image.Input("reference", tooltip="The input image; its largest face is the subject."),
-                FACE_MODELS.Input("face_models", tooltip="From Load Face Models."),
-                io.Float.Input("fps", default=16.0, min=0.1, max=240, step=1, tooltip="Of the shown videos."),
-                io.MultiType.Input(
-                    "other",
-                    [io.Image, io.Video],
-                    optional=True,
-                    tooltip="Another video of the same input image.",
-                ),
-            ],
-            outputs=[
-                io.Float.Output(display_name="similarity", tooltip="Mean cosine; a missing face counts 0."),
-                io.Float.Output(
-                    display_name="coverage", tooltip="The share of the frames that show the face."
-                ),
-                io.Float.Output(
-                    display_name="gain", tooltip="The first video's similarity less the other's."
-                ),
-            ],
-            is_output_node=True,
-        )
-
-    @classmethod
-    @_comfy.working("give shorter or smaller videos.")
-    def execute(cls, video, reference, face_models: Path, fps: float, other=None) -> io.NodeOutput:
-        from ..ipro_core.evaluation.facesim import face_sim, find_reference
-        from ..ipro_core.faces.packs import load_face_models
-
-        models, reference_CHW = load_face_models(face_models), frames_of(reference)[0]
-        videos = {"video": frames_of(video)} | ({} if other is None else {"other": frames_of(other)})
-        try:
-            find_reference(reference_CHW, models[0])
-        except ValueError as reason:
-            return io.NodeOutput(0.0, 0.0, 0.0, ui={"ipro_warning": [str(reason)]})
-        given = 0 if len(videos["video"]) == 1 else 1
-        sims = {
-            label: face_sim(frames_TCHW, reference_CHW, *models, given=given)
-            for label, frames_TCHW in videos.items()
-        }
-        lost = [label for label, sim in sims.items() if not sim.seen_T.any()]
-        warning = f"No face is found in {' and '.join(lost)}." if lost else ""
-        first, gain = sims["video"], sims["video"].all - sims["other"].all if other is not None else 0.0
-        figures = {"similarity": first.all, "coverage": first.coverage}
-        curves = [sim.cosine_T for sim in sims.values()]
-        told = _told(fps, videos, curves, figures | ({"gain": gain} if other is not None else {}), warning)
-        return io.NodeOutput(first.all, first.coverage, gain, ui=told)
 
 
 class CompareRuns(io.ComfyNode):
@@ -134,14 +76,14 @@ class CompareRuns(io.ComfyNode):
         check_run_fits(run.folder, studio)
         comparison, first = judge(studio.watched(_comfy.look), run, clips, range(seeds))
         pair = comparison.pairs[0]
-        told = _told(
+        shown = told(
             studio.framing.fps,
             {"base": first.base_TCHW, "tuned": first.tuned_TCHW},
             [pair.base.facesim.cosine_T, pair.tuned.facesim.cosine_T],
             comparison.figures(),
             " ".join(comparison.hack_flags),
         )
-        return io.NodeOutput(Judged(comparison, run), comparison.gain.mean, ui=told)
+        return io.NodeOutput(Judged(comparison, run), comparison.gain.mean, ui=shown)
 
 
 def judge(studio: Studio, run: RunFolder, clips: ClipChoice, seeds: range) -> tuple[Comparison, SceneVideos]:
@@ -205,21 +147,6 @@ class Report(io.ComfyNode):
         write_report(path, measured, steps=steps, settings=settings, environment=environment)
         place = path.relative_to(_comfy.output_folder()).as_posix()
         return io.NodeOutput(place, ui={"ipro_warning": list(measured.hack_flags)})
-
-
-def _told(
-    fps: float, videos: dict[str, Tensor], curves: list[Tensor], figures: dict[str, Any], warning: str
-) -> dict[str, list[Any]]:
-    """For the page: videos to play beside each other, and how like each frame is."""
-    shown = []
-    for label, frames_TCHW in videos.items():
-        place = _comfy.temp_file("ipro_compare", ".mp4")
-        write_video(place.path, frames_TCHW, fps)
-        shown.append({"label": label, **place.told})
-    similarity = [[value if value == value else None for value in curve.tolist()] for curve in curves]
-    told = {"fps": fps, "frames": len(similarity[0]), "videos": shown, "similarity": similarity}
-    told |= {"figures": figures, "warning": warning}
-    return {"ipro_compare": [told], "ipro_warning": [warning] if warning else []}
 
 
 class UserStudy(io.ComfyNode):
@@ -334,4 +261,4 @@ def _one_set(
     return VideoSet(scene.strip() or fingerprint({"image": shown_CHW})[:12], takes, first_CHW, prompt)
 
 
-NODES = [FaceSimilarity, CompareRuns, Report, UserStudy]
+NODES = [CompareRuns, Report, UserStudy]

@@ -1,5 +1,6 @@
 """FaceSim, head motion and the comparison: by hand, and on real clips where they are."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,10 +9,11 @@ import torch
 from torch.nn.functional import normalize
 
 from ipro_core.clips.video import read_frames
-from ipro_core.evaluation.compare import Comparison, PairResult, SceneVideos, VideoResult, compare_videos
-from ipro_core.evaluation.facesim import FaceSim, common, face_sim
+from ipro_core.evaluation.compare import SceneVideos, compare_videos, sharpness
+from ipro_core.evaluation.facesim import FaceSim, Scale, common, face_sim, stranger_floor
 from ipro_core.evaluation.motion import head_motion, head_turn, motion_ratio
 from ipro_core.evaluation.statistics import paired_gain
+from ipro_core.evaluation.verdict import Comparison, PairResult, VideoResult
 from ipro_core.faces.alignment import template
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -31,7 +33,8 @@ def test_a_missing_face_counts_zero_in_all_and_not_at_all_in_found():
     assert video.found == pytest.approx(1.6 / 4)
     assert video.coverage == pytest.approx(4 / 6)
     assert video.first == 1.0
-    assert video.drift_tail == pytest.approx((0.6 - 0.2) / 2)
+    # A quarter of six frames is one: the last less the first.
+    assert video.drift_tail == pytest.approx(-0.2 - 0.8)
     assert video.worst_frame == 2, "no face is worse than a stranger's"
     assert replace(video, given=0).all == pytest.approx(2.6 / 7)
 
@@ -49,6 +52,57 @@ def test_a_video_without_any_face_is_a_result():
     video = similarity_of(NAN, NAN, NAN)
     assert (video.all, video.coverage) == (0, 0)
     assert torch.tensor(video.found).isnan()
+
+
+def test_drift_is_the_last_quarter_less_the_first():
+    falling = similarity_of(1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, NAN, 0.2)
+    assert falling.drift_tail == pytest.approx((0 + 0.2) / 2 - (0.9 + 0.8) / 2)
+    assert similarity_of(1.0, 0.5, 0.5, 0.5, 0.5).drift_tail == 0
+
+
+def test_a_scale_runs_from_strangers_to_the_real_clip():
+    scale = Scale(floor=0.1, ceiling=0.8)
+    assert scale.calibrated(0.1) == 0
+    assert scale.calibrated(0.8) == pytest.approx(1)
+    assert scale.calibrated(0.45) == pytest.approx(0.5)
+    assert scale.calibrated(0.0) < 0, "raw cosines are not clamped, nor is what is made of them"
+    for unknown in (Scale(NAN, 0.8), Scale(0.1, NAN), Scale(0.5, 0.4)):
+        assert torch.tensor(unknown.calibrated(0.5)).isnan()
+
+
+def test_strangers_are_all_pairs_of_different_people():
+    a, b, c = torch.eye(3)
+    # Cosines 0, 0 and 0.28, of (0.28, 0.96) to a.
+    assert stranger_floor([a, c, 0.28 * a + 0.96 * b]) == pytest.approx(0.28 / 3)
+    assert stranger_floor([a, -a]) == pytest.approx(-1)
+    # One person in two scenes is no impostor: of 1, 0 and 0 the 1 is left out.
+    assert stranger_floor([a, a, b]) == 0
+    assert torch.tensor([stranger_floor([a]), stranger_floor([a, a])]).isnan().all()
+
+
+def test_every_result_says_by_whom_and_how_it_was_measured():
+    figures = similarity_of(1.0, 0.5, NAN).figures(Scale(0.0, 0.5))
+    assert json.loads(json.dumps(figures, allow_nan=False)) == figures
+    assert figures["recognizer"] == "toy" and "every frame" in figures["protocol"].lower()
+    assert (figures["all"], figures["calibrated"], figures["floor"], figures["ceiling"]) == (
+        0.25,
+        0.5,
+        0,
+        0.5,
+    )
+    assert figures["per_frame"] == [1.0, 0.5, None] and figures["given"] == 1
+    assert similarity_of(1.0).figures()["all"] is None, "a single given frame is no result"
+
+
+def test_sharpness_is_of_the_detail_not_of_the_contrast():
+    # A checkerboard of ±a: the Laplacian is −8 times the value everywhere inside, so 8 whatever a is.
+    board = (torch.arange(40)[:, None] + torch.arange(40)) % 2 * 2.0 - 1
+    for contrast in (0.1, 0.4):
+        frames = (0.5 + contrast * board).expand(2, 3, 40, 40)
+        assert sharpness(frames) == pytest.approx(8, rel=1e-3)
+    smooth = torch.linspace(0, 1, 40).expand(1, 3, 40, 40)
+    assert sharpness(smooth) == pytest.approx(0, abs=1e-4)
+    assert sharpness(torch.zeros(1, 3, 8, 8)) == 0
 
 
 def head(turn_T, shift_T=0.0, size=60.0):
@@ -141,7 +195,7 @@ def comparison(base=0.5, tuned=0.6, real=0.8, judge=0.6, motion=0.3, tuned_seen=
         paired_gain([measure(p.base) for p in pairs], [measure(p.tuned) for p in pairs], names)
         for measure in (lambda video: video.facesim.all, lambda video: video.judge.all)
     ]
-    return Comparison(pairs, *gains, stranger_floor=0.1)
+    return Comparison(pairs, *gains, stranger_floor=0.1, judge_floor=0.1)
 
 
 def test_an_honest_gain_raises_no_flag():
@@ -171,6 +225,41 @@ def test_an_honest_gain_raises_no_flag():
 def test_each_hack_raises_its_own_flag(change, words):
     (flag,) = comparison(**change).hack_flags
     assert words in flag
+
+
+def test_transfer_divides_gains_on_each_recognisers_own_scale():
+    # Reward: 0.1 of 0.8 − 0.1; judge: 0.06 of 0.7 − 0.1.
+    transfer = comparison(judge=0.56).transfer
+    assert transfer.value == pytest.approx((0.06 / 0.6) / (0.1 / 0.7))
+    assert transfer.calibrated and transfer.ci95 == pytest.approx((transfer.value, transfer.value))
+    raw = comparison(judge=0.56, real=None).transfer
+    assert raw.value == pytest.approx(0.6) and not raw.calibrated
+    assert torch.tensor(comparison(tuned=0.5).transfer.value).isnan(), "of no gain there is no transfer"
+    assert replace(comparison(), judge_gain=None).transfer is None
+
+
+def test_guards_are_held_by_their_margins():
+    guards = {guard.name: guard for guard in comparison().guards}
+    assert guards["head motion"].verdict == guards["coverage"].verdict == "kept"
+    assert {one.name: one.verdict for one in comparison(motion=0.2, tuned_seen=0.9).guards} == {
+        "head motion": "lost",
+        "coverage": "lost",
+    }
+    told = comparison(motion=0.2).figures()["guards"]["head motion"]
+    assert told["change"] == pytest.approx(2 / 3)
+    assert (told["margin"], told["unit"], told["verdict"]) == (0.8, "ratio", "lost")
+
+
+def test_frames_of_both_and_the_number_of_scenes_stand_in_the_figures():
+    figures = comparison(tuned_seen=0.9).figures()
+    assert figures["common_base"] == pytest.approx(0.5) and figures["common_tuned"] == pytest.approx(0.6)
+    assert figures["facesim_tuned"] == pytest.approx(0.54), "a tenth of the frames counts 0"
+    assert figures["calibrated_base"] == pytest.approx(4 / 7)
+    # Four scenes of one and the same gain: no spread, but too few to tell anything from chance.
+    assert figures["least_gain"] is None and figures["scenes_for_0.05"] == 6
+    # Three claims, each p = 2/16 by four scenes of one sign, the smallest counting three times.
+    assert figures["p_holm"] == {"facesim": 0.375, "judge": 0.375, "drift_tail": 0.375}
+    assert comparison().figures()["p_holm"] == {"facesim": 0.375, "judge": 0.375, "drift_tail": 1.0}
 
 
 def test_what_was_not_measured_is_none_in_the_figures():
@@ -248,5 +337,10 @@ def test_a_comparison_on_real_clips_sees_that_blur_costs_likeness(networks, clip
     assert 0.7 < figures["motion_ratio"] < 1.4
     assert result.hack_flags == ()
     assert result.pairs[0].tuned.strip_SCHW.dtype == torch.uint8
+    assert figures["judge"] != figures["recognizer"] and "sha256" in figures["judge"]
+    assert 0.3 < figures["transfer"] < 3 and figures["transfer_calibrated"]
+    assert {guard.name: guard.verdict for guard in result.guards}["sharpness"] == "kept"
+    with pytest.raises(ValueError, match="reward's own recogniser"):
+        compare_videos(iter(scenes), detector, recognizer, recognizer)
     with pytest.raises(ValueError, match=r"Scene wall: .* no face"):
         compare_videos([replace(scenes[0], scene="wall", reference_CHW=torch.zeros(3, 64, 64))], *networks)

@@ -12,11 +12,11 @@ from PIL import Image
 from torch.nn.functional import normalize
 
 from ipro_core.evaluation.charts import Line, line_chart, pair_chart
-from ipro_core.evaluation.compare import Comparison, PairResult, VideoResult
 from ipro_core.evaluation.facesim import FaceSim
 from ipro_core.evaluation.film import face_window, side_by_side, thumbnails
 from ipro_core.evaluation.report import write_report
 from ipro_core.evaluation.statistics import paired_gain
+from ipro_core.evaluation.verdict import Comparison, PairResult, VideoResult
 from ipro_core.types import StepRecord
 
 NAN = float("nan")
@@ -155,6 +155,52 @@ def test_one_scene_and_no_judge_and_no_real_clip_still_make_a_report(tmp_path):
     assert "no interval from one scene" in text
     assert "nan" not in re.sub(r"base64,[^\"]*", "", text).lower()
     assert "judge" not in text and "below the real clips" not in text, "no check is claimed that was not made"
+
+
+def test_the_report_shows_guards_scale_transfer_and_the_number_of_scenes(tmp_path):
+    result = sample()
+    words = " ".join(Page(report(tmp_path / "r.html", result)).words)
+    assert "Guards" in words and words.count("head motion") == 1 and "not shown" in words
+    assert f"({100 * result.scale.calibrated(result.facesim_base):.0f} %)" in words
+    assert "transfer to the judge" in words and f"{result.transfer.value:.2f}" in words
+    assert "3 scenes cannot tell any gain from chance; one of 0.05 needs" in words
+    assert "No difference is shown" in words, "three scenes have no p below 0.25, whatever their interval"
+    rows = (tmp_path / "r.csv").read_text().splitlines()
+    assert len(rows) == 1 + 3 * 3 and (tmp_path / "r.json").exists()
+
+
+def test_several_people_have_their_table(tmp_path):
+    from dataclasses import replace
+
+    from ipro_core.evaluation.people import PeopleKept, PersonKept, Swap
+
+    one = sample(scenes=1)
+    pair = one.pairs[0]
+    lost = FaceSim(torch.full((9,), NAN), torch.zeros(9, dtype=torch.bool), 1, "toy")
+    people = PeopleKept(
+        (
+            PersonKept(EVIL, pair.tuned.facesim, 0.5, 0.3, 0.25, 0.0, {0: 0}),
+            PersonKept("Bo", lost, 0.0, NAN, 0.0, 0.0, {}),
+        ),
+        (Swap(4, EVIL, "Bo"),),
+        0.5,
+        0.625,
+        1,
+    )
+    told = replace(one, pairs=(replace(pair, tuned=replace(pair.tuned, people=people)),))
+    page = Page(report(tmp_path / "r.html", told))
+    words = " ".join(page.words)
+    assert "identity F1 0.625" in words and "at frame 4" in words and "missing" in words and "25%" in words
+    assert "script" not in page.tags and EVIL in words
+
+
+def test_a_spreadsheet_runs_nothing(tmp_path):
+    from dataclasses import replace
+
+    one = sample(scenes=1)
+    told = replace(one, pairs=(replace(one.pairs[0], prompt="=HYPERLINK(1)"),))
+    report(tmp_path / "r.html", told)
+    assert ",'=HYPERLINK(1)," in (tmp_path / "r.csv").read_text()
 
 
 def test_lines_break_where_a_value_is_missing():

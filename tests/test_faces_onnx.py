@@ -299,3 +299,25 @@ def test_weights_of_any_float_width_become_float32(tmp_path, kind):
     (ours,) = OnnxGraph(read_onnx(wide))(image)
     assert ours.dtype == torch.float32
     torch.testing.assert_close(ours[0, 0, 0, 0], torch.tensor(-0.25))  # slope 1/4 of the first channel
+
+
+def test_writing_in_place_changes_no_value_that_is_needed_again(tmp_path):
+    class Twice(torch.nn.Module):
+        """The convolution's value is needed beside its Relu: it must not be overwritten."""
+
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = (torch.nn.Conv2d(3, 3, 3, padding=1) for _ in range(2))
+
+        def forward(self, x):
+            a = self.one(x)
+            return self.two(torch.relu(a)).relu() - a
+
+    network = assert_equals_onnxruntime(write(Twice().eval(), tmp_path / "t.onnx"), (112, 112))
+    assert network._in_place.count(True) == 1, "the second Relu alone"
+    images = torch.randn(1, 3, 112, 112)
+    with torch.no_grad():
+        kept = images.clone()
+        without = network(images)[0]
+    assert torch.equal(images, kept)
+    assert torch.equal(network(images)[0].detach(), without), "with gradients nothing is overwritten"

@@ -8,14 +8,17 @@ import onnxruntime
 import pytest
 import torch
 from PIL import Image
+from torch.nn.functional import normalize
 
+from docs.face_speed import agreement, bgr_pictures
+from ipro_core.evaluation.facesim import face_sim
 from ipro_core.faces.alignment import crop_faces
 from ipro_core.faces.detector import Detector
 from ipro_core.faces.onnx_file import read_onnx
 from ipro_core.faces.onnx_graph import OnnxGraph
 from ipro_core.faces.packs import load_face_models, load_recognizer
 from ipro_core.faces.pool import build_pool, inspect_pool
-from ipro_core.faces.tracks import find_person, person_faces
+from ipro_core.faces.tracks import find_person, person_faces, see_faces
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 PACKS = SHARED / "weights" / "insightface"
@@ -96,6 +99,7 @@ def insightface():
     return app
 
 
+SAME = ["obama_1", "obama_2", "biden_1"]
 STILLS = ["astronaut.png", "biden_1.jpg", "lacamoire_1.png", "obama_1.jpg", "obama_2.jpg", "two_people.jpg"]
 
 
@@ -118,6 +122,66 @@ def test_end_to_end_equals_insightface_at_one_scale_and_two(models, insightface,
             assert np.abs(face.points_52.numpy() - other.kps).max() <= 0.01 * width
             assert face.score == pytest.approx(other.det_score, abs=0.01)
             assert (embedding.numpy() * other.normed_embedding).sum() >= 0.999
+
+
+@pytest.mark.parametrize("name", ["i2v81_walk_lp_s18", "i2v81_dolly_lp_s20", "i2v81_small_s18"])
+def test_the_batched_chain_on_clips_equals_insightfaces_loop(models, insightface, name):
+    # What docs/face_speed.py times. Its crops are averaged where insightface takes one tap: hence 0.998.
+    frames = clip(f"derived/{name}", 3, stride=20)
+    one_scale = Detector(models[0].network, "", (640,))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        theirs = [insightface.get(picture) for picture in bgr_pictures(frames)]
+    worst = agreement(see_faces(frames, one_scale, models[1]), theirs)
+    assert worst["faces"] == 3
+    assert worst["boxes"] <= 0.002 and worst["points"] <= 0.002 and worst["scores"] <= 0.002
+    assert worst["cosine"] >= 0.998
+
+
+def test_no_agreement_is_claimed_where_the_faces_differ(models):
+    frames = clip("derived/i2v81_small_s18", 1)
+    with pytest.raises(AssertionError, match="1 faces and 0"):
+        agreement(see_faces(frames, *models), [[]])
+
+
+@pytest.mark.parametrize("pack", ["antelopev2", "judge"])
+def test_the_same_person_is_above_others_by_a_clear_margin_with_both_recognisers(models, pack):
+    recognizer = load_recognizer(PACKS / "models" / pack)
+    seen = {
+        name: person_faces(clip(f"derived/{name}", 3, stride=20), models[0], recognizer).embeddings_TD
+        for name in ("i2v81_walk_lp_s18", "i2v81_small_s18", "i2v81_dolly_lp_s20")
+    }
+    one, small, other = (normalize(embeddings_TD.mean(dim=0), dim=0) for embeddings_TD in seen.values())
+    face = {name: person_faces(still(f"{name}.jpg"), models[0], recognizer).embeddings_TD[0] for name in SAME}
+    same = [one @ small, face["obama_1"] @ face["obama_2"]]
+    different = [
+        one @ other,
+        small @ other,
+        *(face[name] @ face["biden_1"] for name in ("obama_1", "obama_2")),
+    ]
+    # Measured: same 0.7 and more, different below 0.23 (174 pairs of clips).
+    assert min(same) > 0.5 > 0.25 > max(different)
+    assert min(same) - max(different) > 0.35
+
+
+def test_small_faces_are_followed_through_their_clips(models):
+    for name, least in (
+        ("smallface_consisid", 0.7),
+        ("smallface_lp_s13", 0.7),
+        ("smallface_roll_video1", 0.35),
+    ):
+        frames = clip(f"clips/{name}", 5, stride=8)
+        result = face_sim(frames, frames[0], *models)
+        assert result.coverage == 1 and result.found > least, name
+
+
+def test_who_is_often_out_of_sight_has_less_coverage_and_less_in_all(models):
+    frames = clip("clips/lowcoverage_vbench_walking", 9, stride=5)
+    at = next(t for t, faces in enumerate(models[0].detect(frames)) if faces)
+    result = face_sim(frames, frames[at], *models, given=0)
+    assert 0 < result.coverage < 1
+    assert result.all == pytest.approx(result.found * result.coverage)
+    assert result.first != result.first or result.seen_T[0], "frame 0 is NaN where it shows nobody"
 
 
 def face_of(models, frame: torch.Tensor) -> torch.Tensor:

@@ -218,6 +218,7 @@ def test_a_clip_without_a_face_gives_an_empty_pool_and_a_warning(host):
                 "reference": ["blank", 0],
                 "face_models": ["faces", 0],
                 "fps": 8,
+                "threshold": 0.5,
             },
         },
     }
@@ -227,6 +228,41 @@ def test_a_clip_without_a_face_gives_an_empty_pool_and_a_warning(host):
     for node in ("pool", "score", "similarity"):
         (warning,) = outputs[node]["ipro_warning"]
         assert "face" in warning or "pool" in warning
+
+
+def test_a_graph_gates_on_identity(host):
+    clips = {"class_type": "IPRO_TinyWorldClips", "inputs": {"people": "held_out", "count": 4, "seed": 0}}
+    faces = {"class_type": "IPRO_LoadFaceModels", "inputs": {"pack": "tiny world (embedded)"}}
+    prompt = {"clips": clips, "faces": faces}
+    for name, index in (("one", 0), ("other", 1)):
+        prompt[name] = {
+            "class_type": "IPRO_ShowClip",
+            "inputs": {"clips": ["clips", 0], "index": index, "max_frames": 9},
+        }
+        prompt[f"{name} pool"] = {
+            "class_type": "IPRO_BuildFacePool",
+            "inputs": {"clip": [name, 0], "face_models": ["faces", 0], "choose": "tracked", "min_face": 0}
+            | {"keep_first": True},
+        }
+        prompt[f"{name} sim"] = {
+            "class_type": "IPRO_FaceSimilarity",
+            "inputs": {"video": [name, 0], "reference": ["one", 1], "face_models": ["faces", 0], "fps": 8}
+            | {"threshold": 0.4, "real": ["one", 0], "stranger": ["other pool", 0]},
+        }
+    prompt["people"] = {
+        "class_type": "IPRO_PeopleKept",
+        "inputs": {"video": ["one", 0], "face_models": ["faces", 0], "fps": 8, "threshold": 0.4}
+        | {"pool_1": ["one pool", 0], "pool_2": ["other pool", 0]},
+    }
+    outputs = host.execute(prompt)
+    (one,), (other,) = (outputs[f"{name} sim"]["ipro_compare"] for name in ("one", "other"))
+    assert one["figures"]["kept"] and not other["figures"]["kept"]
+    assert one["figures"]["calibrated"] == pytest.approx(1), "the real clip is its own ceiling"
+    assert other["figures"]["calibrated"] < 0.5 and "sha256" in other["figures"]["recognizer"]
+    assert len(one["similarity"]) == len(one["videos"]) == 2
+    (people,) = outputs["people"]["ipro_compare"]
+    assert people["figures"]["worst"] == 0 and not people["figures"]["kept"]
+    assert outputs["people"]["ipro_warning"] == ["person 2 is missing."]
 
 
 def test_a_run_is_tuned_on_the_hosts_own_image_and_conditioning(host, facts):

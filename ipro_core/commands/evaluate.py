@@ -2,7 +2,8 @@
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,20 @@ from torch import Tensor
 
 from ..clips.scenes import Scene, find_clips
 from ..clips.video import write_video
-from ..evaluation.compare import Comparison, SceneVideos, compare_videos
+from ..evaluation.compare import SceneVideos, compare_videos
 from ..evaluation.film import side_by_side
 from ..evaluation.guards import GuardResults, Guards
 from ..evaluation.guards_page import guard_sections
 from ..evaluation.report import write_report
 from ..evaluation.study_sources import keep_videos
+from ..evaluation.verdict import Comparison
 from ..files import write_atomically
 from ..job import shareable, showing_faces
 from ..runs import read_metrics
 from ..studio import Sampler, Studio
 from ..tinyworld.scenes import tiny_scenes
 from ..training.ipro import IproSettings
+from .evaluate_videos import compare_files, given_videos, told, videos_arguments
 from .flags import given_knobs, progress
 from .guards import add_guards, guard_lines, open_guards
 from .opening import (
@@ -43,9 +46,14 @@ KL_UPDATES = 10
 
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     """Compare base and tuned on people, prompts and seeds never trained on; writes a report."""
+    if given_videos(options):
+        comparison, report = compare_files(options), options.report or Path("report.html")
+        print(table(comparison, report))
+        return {"report": str(report), **told(comparison)}
     if bool(options.run) == bool(options.lora):
         raise ValueError(
-            "Give what is to be judged: either --run with a run's folder, or --lora with a file."
+            "Give what is to be judged: either --run with a run's folder, or --lora with a file, or videos "
+            "with --base-videos and --tuned-videos."
         )
     config = judged_config(options)
     job = open_job(options, config, given_knobs(options, *SAMPLING))
@@ -74,6 +82,7 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     clips = "Clips of people never trained on, folders of them, or a manifest of `ipro curate`."
     parser.add_argument("--clips", nargs="+", type=Path, default=[], help=clips)
     parser.add_argument("--report", type=Path, help="The page to write; default: report.html in the run.")
+    videos_arguments(parser)
     add_networks(parser)
     add_judging(parser)
     add_sampling(parser)
@@ -111,7 +120,7 @@ def judge(
     model, shown = open_tuned(options, studio), 0
     sampler = Sampler(studio, model, studio.codec.open(), settings)
 
-    def watched() -> Iterator[SceneVideos]:
+    def watched() -> Generator[SceneVideos, None, None]:
         nonlocal shown
         for pair in progress(sampler.pairs(scenes, seeds), "judging", total=len(scenes) * len(seeds)):
             if pair.seed == 0 and shown < FILM_SCENES and pair.real_TCHW is not None:
@@ -133,8 +142,9 @@ def judge(
     steps = read_metrics(options.run)[-KL_UPDATES:] if options.run else []
     kl = sum(step.metrics["kl"] for step in steps) / len(steps) if steps else None
     other = studio.judge.open() if studio.judge else None
-    pairs = guards.watch(watched()) if guards else watched()
-    return compare_videos(pairs, *studio.faces.open(), other, kl=kl)
+    with closing(watched()) as pairs:  # the bar goes before a refusal is told
+        seen = guards.watch(pairs) if guards else pairs
+        return compare_videos(seen, *studio.faces.open(), other, kl=kl)
 
 
 def write_reports(
@@ -158,8 +168,6 @@ def write_reports(
     if guards.figures():
         told = json.dumps(guards.figures(), indent=2).encode() + b"\n"
         write_atomically(path.with_suffix(".guards.json"), told)
-    figures = json.dumps(comparison.figures(), indent=2).encode() + b"\n"
-    write_atomically(path.with_suffix(".json"), figures)
 
 
 def table(comparison: Comparison, report: Path) -> str:
@@ -171,9 +179,16 @@ def table(comparison: Comparison, report: Path) -> str:
         f"gain           {gain.mean:+.3f}   95 % {gain.ci95[0]:+.3f} to {gain.ci95[1]:+.3f}   "
         f"({gain.scenes} scenes, {gain.pairs} pairs)",
     ]
-    if judge:
-        lines.append(f"judge's gain   {judge.mean:+.3f}   95 % {judge.ci95[0]:+.3f} to {judge.ci95[1]:+.3f}")
+    if judge and comparison.transfer:
+        lines.append(
+            f"judge's gain   {judge.mean:+.3f}   95 % {judge.ci95[0]:+.3f} to {judge.ci95[1]:+.3f}   "
+            f"transfer {comparison.transfer.value:.2f}"
+        )
     lines.append(f"head motion    tuned / base {comparison.motion_ratio:.2f}")
+    for one in comparison.guards:
+        change = f"{one.unit} {one.change:+.3f}, least {one.margin:g}"
+        lines.append(f"guard          {one.name}: {one.verdict} ({change})")
+    lines += _people_lines(comparison)
     lines.append(
         f"face found in  base {comparison.coverage('base'):.0%}   tuned {comparison.coverage('tuned'):.0%}   "
         f"real {comparison.coverage('real'):.0%}"
@@ -182,3 +197,16 @@ def table(comparison: Comparison, report: Path) -> str:
         lines.append(f"KL             {comparison.kl:.4f}")
     lines += [f"Sign of a hack: {flag}" for flag in comparison.hack_flags]
     return "\n".join([*lines, f"report         {report}"])
+
+
+def _people_lines(comparison: Comparison) -> list[str]:
+    """Of videos with several people: who was lost or swapped by the tuned model."""
+    lines = []
+    for pair in comparison.pairs:
+        if pair.tuned.people is None:
+            continue
+        people, swaps = pair.tuned.people.people, pair.tuned.people.swaps
+        faults = [f"{person.name} is missing" for person in people if person.missing]
+        faults += [f"{swap.before} becomes {swap.after} at frame {swap.frame}" for swap in swaps]
+        lines += [f"people         {pair.scene}: {'; '.join(faults)}"] if faults else []
+    return lines

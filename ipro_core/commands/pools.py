@@ -9,11 +9,13 @@ from typing import Any
 from torch import Tensor
 
 from ..clips.video import iterate_frames, probe
+from ..evaluation.people import judge_people
 from ..faces.packs import find_pack, load_face_models
 from ..faces.pool import build_pool, inspect_pool, merge_pools
-from ..faces.tracks import person_of_video
+from ..faces.tracks import person_of_video, see_faces
 from ..rewards.base import reward_catalogue
 from ..types import FacePool, GeneratedVideo
+from .evaluate_videos import people_of
 from .flags import pack_of, pack_roots, progress_bar
 
 
@@ -44,8 +46,10 @@ def pool_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def score(options: argparse.Namespace) -> dict[str, Any]:
-    """Score a video's faces against a face pool (Eq. 5 and 6)."""
-    reference = FacePool.load(options.pool)
+    """Score a video's faces against a face pool (Eq. 5 and 6), or several people's against theirs."""
+    if len(options.pool) > 1:
+        return _score_people(options)
+    reference = FacePool.load(options.pool[0])
     folder = find_pack(options.faces, pack_roots()) if options.faces else pack_of(reference)
     detector, recognizer = load_face_models(folder)
     if recognizer.name != reference.recognizer:
@@ -67,9 +71,28 @@ def score(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _score_people(options: argparse.Namespace) -> dict[str, Any]:
+    """Who is kept, missing, swapped: each against their own pool, every frame counted."""
+    folder = (
+        find_pack(options.faces, pack_roots()) if options.faces else pack_of(FacePool.load(options.pool[0]))
+    )
+    detector, recognizer = load_face_models(folder)
+    people = people_of(options.pool, recognizer.name)
+    seen = see_faces(_watched(options.video, options), detector, recognizer)
+    kept = judge_people(seen, people, recognizer.name, given=0)
+    for person in kept.people:
+        state = "missing" if person.missing else f"{person.facesim.all:.3f}"
+        print(f"{person.name}: {state}, face in {person.facesim.coverage:.0%} of the frames")
+    for swap in kept.swaps:
+        print(f"from frame {swap.frame} on {swap.after} stands where {swap.before} stood")
+    print(f"{options.video}: identity F1 {kept.identity_f1:.3f}")
+    return {"score": kept.worst.facesim.all, "frames": len(seen.detections), **kept.figures()}
+
+
 def score_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("video", type=Path)
-    parser.add_argument("--pool", type=Path, required=True, help="A file that `ipro pool` wrote.")
+    pools = "Files that `ipro pool` wrote; several: one for each person of the video."
+    parser.add_argument("--pool", nargs="+", type=Path, required=True, help=pools)
     parser.add_argument(
         "--reward", choices=["face-pool", "aligned"], default="face-pool", help="How to score."
     )

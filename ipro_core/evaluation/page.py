@@ -1,5 +1,7 @@
 """The look of our pages: one calm column, light or dark as the reader's system, readable on a phone."""
 
+import math
+from collections.abc import Mapping
 from html import escape
 
 STYLE = """
@@ -59,6 +61,7 @@ svg text { fill: var(--soft); }
 .band { opacity: .16; }
 .line.base { stroke: var(--base); } .line.tuned { stroke: var(--tuned); } .line.real { stroke: var(--real); }
 .line.plain { stroke: var(--tuned); } .level.stranger { stroke: var(--stranger); }
+.level.real { stroke: var(--real); }
 .band.base, .dot.base { fill: var(--base); } .band.tuned, .dot.tuned { fill: var(--tuned); }
 .band.real, .dot.real { fill: var(--real); } .dot.plain { fill: var(--tuned); }
 .join.rise { stroke: var(--tuned); opacity: .45; } .join.fall { stroke: var(--fall); opacity: .8; }
@@ -66,6 +69,7 @@ svg text { fill: var(--soft); }
 i.rise { background: var(--rise); } i.fall { background: var(--fall); }
 .sheets { display: grid; grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); gap: 1rem; }
 .sheets img { display: block; width: 100%; border-radius: 4px; margin-top: .5rem; }
+.mark { color: var(--fall); font-weight: 600; }
 .legend { color: var(--soft); font-size: .85rem; margin-top: .4rem; }
 i { display: inline-block; width: .7rem; height: .7rem; border-radius: 50%; margin: 0 .35rem 0 .6rem; }
 .legend i:first-child, .who i { margin-left: 0; }
@@ -100,3 +104,49 @@ def page(title: str, body: str) -> str:
         f"<title>{escape(title)}</title><style>{STYLE}</style></head>"
         f"<body><main><h1>{escape(title)}</h1>{body}</main></body></html>\n"
     )
+
+
+def section(title: str, body: str) -> str:
+    return f"<section><h2>{title}</h2>{body}</section>"
+
+
+def figure(title: str, chart: str, caption: str) -> str:
+    shown = f'<div class="wide">{chart}</div><figcaption class="legend">{caption}</figcaption>'
+    return section(title, f"<figure>{shown}</figure>")
+
+
+def table(head: str, rows: str) -> str:
+    """Numbers under a row of names; both are HTML already."""
+    body = f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody>"
+    return f'<div class="wide"><table class="numbers">{body}</table></div>'
+
+
+def facts(title: str, values: Mapping[str, object]) -> str:
+    """Names and values of other people's, folded away; nothing for none."""
+    if not values:
+        return ""
+    rows = "".join(
+        f"<tr><th>{escape(str(name))}</th><td>{escape(str(value))}</td></tr>"
+        for name, value in values.items()
+    )
+    return (
+        f'<section><details><summary>{title}</summary><div class="wide"><table class="facts">{rows}</table>'
+        "</div></details></section>"
+    )
+
+
+def number(value: float, form: str = ".3f") -> str:
+    return f"{value:{form}}".replace("-", "−") if math.isfinite(value) else "–"
+
+
+def signed(value: float) -> str:
+    return number(value, "+.3f")
+
+
+def interval(ci95: tuple[float, float], form: str = "+.3f") -> str:
+    low, high = ci95
+    return f"[{number(low, form)}, {number(high, form)}]" if math.isfinite(low) else "[no interval]"
+
+
+def counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -1,7 +1,7 @@
 """report.html: what an evaluation found, as one file that opens anywhere, now and in ten years.
 
 No script, no address outside the file; the worst scenes come first. Names and prompts are other people's text
-and are escaped. The same values give the same bytes.
+and are escaped. The same values give the same bytes. Beside it the same as report.json and report.csv.
 """
 
 import math
@@ -14,34 +14,43 @@ import numpy as np
 from ..files import write_atomically
 from ..types import StepRecord
 from .charts import Line, line_chart, pair_chart
-from .compare import Comparison, PairResult, VideoResult
-from .film import picture_address
-from .page import page
-from .statistics import Gain, bootstrap_interval, paired_gain, scene_means
+from .claims import Guard, least_gain, scenes_needed
+from .facesim import PROTOCOL, Scale
+from .page import counted, facts, figure, interval, number, page, section, signed, table
+from .statistics import Gain, bootstrap_interval, scene_means
+from .strips import film, people
+from .tables import csv_text, json_text
+from .verdict import WORTH_SHOWING, Comparison, VideoResult, judged
 
-MOST_SCENES = 12
-"""Film strips shown, the worst."""
 FEW_SCENES = 32
 CURVES = ("reward", "kl", "grad_norm")
 """Metrics of a run that come first."""
 MOST_CURVES = 8
 
-MEASURES: tuple[tuple[str, str, Callable[[VideoResult], float]], ...] = (
+MEASURES: tuple[tuple[str, str, str, Callable[[VideoResult], float]], ...] = (
     (
+        "facesim",
         "FaceSim",
         "mean cosine to the input's face; a frame without it counts 0",
         lambda video: video.facesim.all,
     ),
-    ("… where found", "only the frames that show the face", lambda video: video.facesim.found),
-    ("… last third", "where identity drifts most", lambda video: video.facesim.drift_tail),
+    ("judge", "… by the judge", "a second recogniser that was not trained on", judged),
+    ("", "… where found", "only the frames that show the face", lambda video: video.facesim.found),
+    ("", "… of frame 0", "the input itself, left out of the means", lambda video: video.facesim.first),
     (
-        "… by the judge",
-        "a second recogniser that was not trained on",
-        lambda video: video.judge.all if video.judge else float("nan"),
+        "drift_tail",
+        "Drift",
+        "FaceSim of the last quarter less that of the first",
+        lambda video: video.facesim.drift_tail,
     ),
-    ("Coverage", "share of frames that show the face", lambda video: video.facesim.coverage),
-    ("Head motion", "how far the face strays from its mean place, in face sizes", lambda video: video.motion),
-    ("Head turn", "how far it turns and nods, in face sizes", lambda video: video.turn),
+    ("", "Coverage", "share of frames that show the face", lambda video: video.facesim.coverage),
+    (
+        "",
+        "Head motion",
+        "how far the face strays from its mean place, in face sizes",
+        lambda video: video.motion,
+    ),
+    ("", "Head turn", "how far it turns and nods, in face sizes", lambda video: video.turn),
 )
 
 
@@ -55,7 +64,7 @@ def write_report(
     environment: Mapping[str, object] | None = None,
     sections: str = "",
 ) -> None:
-    """Write the report, complete or not at all.
+    """Write the report, with its .json and .csv beside it, each complete or not at all.
 
     Args:
         steps: the rows of metrics.jsonl; every metric that changes becomes a curve.
@@ -68,31 +77,36 @@ def write_report(
     parts = [
         _verdict(comparison),
         _summary(comparison),
-        _figure("FaceSim, frame by frame", _frames_chart(comparison), FRAMES_CAPTION),
-        _figure("Every scene", _scenes_chart(comparison), SCENES_CAPTION),
+        _guards(comparison),
+        figure("FaceSim, frame by frame", _frames_chart(comparison), FRAMES_CAPTION),
+        figure("Every scene", _scenes_chart(comparison), SCENES_CAPTION),
+        people(comparison),
         _training(steps),
         sections,
-        _film(comparison),
-        _table("Settings", settings or {}),
-        _table("Environment", environment or {}),
+        film(comparison),
+        facts("Settings", settings or {}),
+        facts("Environment", environment or {}),
         _method(comparison),
     ]
+    path = Path(path)
     write_atomically(path, page(title, "".join(parts)).encode())
+    write_atomically(path.with_suffix(".json"), json_text(comparison).encode())
+    write_atomically(path.with_suffix(".csv"), csv_text(comparison).encode())
 
 
 def _verdict(comparison: Comparison) -> str:
     gain, flags = comparison.gain, comparison.hack_flags
-    low, high = gain.ci95
-    if low > 0:
+    (low, high), shown = gain.ci95, gain.p_value < 0.05
+    if low > 0 and shown:
         words = "The tuned model keeps the face better"
-    elif high < 0:
+    elif high < 0 and shown:
         words = "The tuned model keeps the face worse"
     else:
         words = "No difference is shown"
     sentence = (
         f"FaceSim {comparison.facesim_base:.3f} → {comparison.facesim_tuned:.3f}, a change of "
-        f"{_signed(gain.mean)} {_interval(gain)} on {_count(gain.scenes, 'scene')}, "
-        f"{_count(gain.pairs, 'pair')} of videos from the same noise."
+        f"{signed(gain.mean)} {_interval(gain)} on {counted(gain.scenes, 'scene')}, "
+        f"{counted(gain.pairs, 'pair')} of videos from the same noise."
     )
     if flags:
         listed = "".join(f"<li>{escape(flag)}</li>" for flag in flags)
@@ -104,46 +118,88 @@ def _verdict(comparison: Comparison) -> str:
         if math.isfinite(comparison.real_ceiling):
             passed.insert(0, "tuned lies below the real clips")
         checks = f'<div class="clear"><strong>No sign of a hack:</strong> {", ".join(passed)}.</div>'
-    few = ""
-    if gain.scenes < FEW_SCENES:
-        few = (
-            f'<p class="note">Exploratory: with {_count(gain.scenes, "scene")} only large gains can be told '
-        )
-        few += f"from chance; {FEW_SCENES} scenes with 3 seeds each are a fair test.</p>"
-    return f'<section><p class="verdict">{words}.</p><p>{sentence}</p>{checks}{few}</section>'
+    return (
+        f'<section><p class="verdict">{words}.</p><p>{sentence}</p>{checks}{_scenes_needed(gain)}</section>'
+    )
+
+
+def _scenes_needed(gain: Gain) -> str:
+    """What so many scenes can show, and how many a claim needs."""
+    few = "Exploratory: " if gain.scenes < FEW_SCENES else ""
+    least, needed = least_gain(gain.scenes, gain.spread), scenes_needed(WORTH_SHOWING, gain.spread)
+    words = f"{few}{counted(gain.scenes, 'scene')} "
+    if math.isfinite(least):
+        words += f"like these show a true gain of {least:.3f} four times of five"
+    else:
+        words += "cannot tell any gain from chance"
+    if needed:
+        words += f"; one of {WORTH_SHOWING} needs {counted(needed, 'scene')}"
+    return f'<p class="note">{words}; {FEW_SCENES} scenes with 3 seeds each are a fair test.</p>'
 
 
 def _summary(comparison: Comparison) -> str:
+    scales = {"facesim": comparison.scale, "judge": comparison.judge_scale}
     rows = []
-    for name, meaning, measure in MEASURES:
+    for key, name, meaning, measure in MEASURES:
         means = [comparison.mean(which, measure) for which in ("base", "tuned", "real")]
         if not any(map(math.isfinite, means)):
             continue
-        gain = _gain(comparison, measure)
+        gain = comparison.gain_in(measure)
         colour = "" if gain is None else "rise" if gain.ci95[0] > 0 else "fall" if gain.ci95[1] < 0 else ""
-        change = "–" if gain is None else f"{_signed(gain.mean)} <small>{_interval(gain)}</small>"
+        change = "–" if gain is None else f"{signed(gain.mean)} <small>{_interval(gain)}</small>"
+        p_value = number(comparison.p_holm.get(key, math.nan), ".2g")
+        cells = [_on_scale(mean, scales.get(key)) for mean in means]
         rows.append(
-            f"<tr><th>{name}<small>{meaning}</small></th><td>{_number(means[0])}</td><td>{_number(means[1])}</td>"
-            f'<td class="{colour}">{change}</td><td>{_number(means[2])}</td></tr>'
+            f"<tr><th>{name}<small>{meaning}</small></th><td>{cells[0]}</td><td>{cells[1]}</td>"
+            f'<td class="{colour}">{change}</td><td>{p_value}</td><td>{cells[2]}</td></tr>'
         )
-    facts = [
+    transfer, needed = comparison.transfer, comparison.common
+    shown = [
         ("scenes improved", f"{comparison.gain.share_improved:.0%}"),
-        ("p, sign flips", f"{comparison.gain.p_value:.2g}"),
-        ("head motion, tuned / base", _number(comparison.motion_ratio)),
-        ("strangers' FaceSim", _number(comparison.stranger_floor)),
+        ("frames of both: base", number(needed[0])),
+        ("frames of both: tuned", number(needed[1])),
+        ("strangers' FaceSim", number(comparison.stranger_floor)),
         ("KL to the frozen model", "–" if comparison.kl is None else f"{comparison.kl:.3g}"),
     ]
-    boxes = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts)
+    if transfer:
+        unit = "of calibrated gains" if transfer.calibrated else "of cosines"
+        shown.insert(1, (f"transfer to the judge, {unit}", _with_interval(transfer.value, transfer.ci95)))
+    boxes = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in shown)
+    head = "<th></th><th>base</th><th>tuned</th><th>change, 95 %</th><th>p, Holm</th><th>real</th>"
+    note = '<p class="note">In brackets: on a scale from strangers (0 %) to the real clips (100 %).</p>'
+    known = note if comparison.scale.known else ""
+    return section("Summary", f'{known}{table(head, "".join(rows))}<dl class="facts">{boxes}</dl>')
+
+
+def _on_scale(mean: float, scale: Scale | None) -> str:
+    if scale is None or not scale.known or not math.isfinite(mean):
+        return number(mean)
+    return f"{number(mean)} <small>({number(100 * scale.calibrated(mean), '.0f')} %)</small>"
+
+
+def _guards(comparison: Comparison) -> str:
+    note = (
+        '<p class="note">A guard is kept if its whole interval lies above the margin; "not shown" means that '
+        "so few scenes cannot tell.</p>"
+    )
+    head = "<th></th><th>tuned against base, 95 %</th><th>margin</th><th></th>"
+    return section("Guards", note + table(head, "".join(map(_guard, comparison.guards))))
+
+
+def _guard(guard: Guard) -> str:
+    form, sign = (".2f", "/") if guard.unit == "ratio" else ("+.3f", "−")
+    colour = {"kept": "rise", "lost": "fall", "not shown": ""}[guard.verdict]
+    change = f"{number(guard.change, form)} <small>{interval(guard.ci95, form)}</small>"
     return (
-        '<section><h2>Summary</h2><div class="wide"><table class="numbers"><thead><tr><th></th><th>base</th>'
-        f"<th>tuned</th><th>change, 95 %</th><th>real</th></tr></thead><tbody>{''.join(rows)}</tbody></table>"
-        f'</div><dl class="facts">{boxes}</dl></section>'
+        f"<tr><th>{escape(guard.name)}<small>tuned {sign} base</small></th><td>{change}</td>"
+        f'<td>{number(guard.margin, form)}</td><td class="{colour}">{guard.verdict}</td></tr>'
     )
 
 
 FRAMES_CAPTION = (
     '<i class="base"></i>base <i class="tuned"></i>tuned <i class="real"></i>real clips '
-    '<i class="stranger"></i>strangers. Means over scenes with 95 % bands; a frame without the face counts 0.'
+    '<i class="stranger"></i>strangers. Means over scenes with 95 % bands; a frame without it counts 0. '
+    "Dashed: the mean of the real clips and that of strangers, ceiling and floor."
 )
 
 
@@ -158,7 +214,10 @@ def _frames_chart(comparison: Comparison) -> str:
         curves_ST = scene_means(curves, [scene for scene, _ in videos])
         low_T, high_T = bootstrap_interval(curves_ST, resamples=2000)
         lines.append(Line(which, curves_ST.mean(axis=0).tolist(), which, low_T.tolist(), high_T.tolist()))
-    levels = [("strangers", comparison.stranger_floor, "stranger")]
+    levels = [
+        ("strangers", comparison.stranger_floor, "stranger"),
+        ("real clips", comparison.real_ceiling, "real"),
+    ]
     return line_chart(lines, levels=levels, title="FaceSim of every frame", x_name="frame")
 
 
@@ -196,104 +255,21 @@ def _training(steps: Sequence[StepRecord]) -> str:
     return f'<section><h2>Training</h2><div class="charts">{"".join(charts)}</div></section>'
 
 
-def _film(comparison: Comparison) -> str:
-    worst = sorted(comparison.pairs, key=lambda pair: pair.gain)[:MOST_SCENES]
-    shown = "".join(map(_strips, worst))
-    counted = (
-        f"The {len(worst)} of {_count(len(comparison.pairs), 'pair')} that changed worst, worst first."
-        if len(worst) < len(comparison.pairs)
-        else "All pairs, the one that changed worst first."
-    )
-    return (
-        f'<section><h2>Frames</h2><p class="note">{counted} Under each frame its cosine to the face of the '
-        f"input; each video's worst shown frame is marked.</p>{shown}</section>"
-    )
-
-
-def _strips(pair: PairResult) -> str:
-    rows = []
-    for name in ("real", "base", "tuned"):
-        video: VideoResult | None = getattr(pair, name)
-        if video is None:
-            continue
-        cosines = [video.facesim.cosine_T[frame].item() for frame in pair.strip_frames]
-        counted = [
-            (-2.0 if math.isnan(cosine) else cosine) if frame >= video.facesim.given else 2.0
-            for frame, cosine in zip(pair.strip_frames, cosines, strict=True)
-        ]
-        cells = []
-        for index, (frame, cosine) in enumerate(zip(pair.strip_frames, cosines, strict=True)):
-            picture = picture_address(video.strip_SCHW[index])
-            label = "no face" if math.isnan(cosine) else f"{cosine:.2f}"
-            mark = ' class="worst"' if index == int(np.argmin(counted)) else ""
-            cells.append(
-                f'<figure{mark}><img src="{picture}" alt="{name}, frame {frame}" loading="lazy">'
-                f"<figcaption>{label}</figcaption></figure>"
-            )
-        rows.append(
-            f'<div class="row"><div class="who"><i class="{name}"></i>{name}<small>'
-            f"{video.facesim.all:.3f}</small></div>{''.join(cells)}</div>"
-        )
-    prompt = f" — {escape(pair.prompt)}" if pair.prompt else ""
-    return (
-        f"<article><h3>{escape(pair.scene)}<span>{prompt}</span></h3><p class='note'>seed {pair.seed}, "
-        f'change {_signed(pair.gain)}</p><div class="wide">{"".join(rows)}</div></article>'
-    )
-
-
-def _table(title: str, values: Mapping[str, object]) -> str:
-    if not values:
-        return ""
-    rows = "".join(
-        f"<tr><th>{escape(str(name))}</th><td>{escape(str(value))}</td></tr>"
-        for name, value in values.items()
-    )
-    return (
-        f'<section><details><summary>{title}</summary><div class="wide"><table class="facts">{rows}</table>'
-        "</div></details></section>"
-    )
-
-
 def _method(comparison: Comparison) -> str:
-    pair = comparison.pairs[0]
-    judge = f"; judge {escape(pair.base.judge.recognizer)}" if pair.base.judge else ""
+    first = comparison.pairs[0].base
+    judge = f"; judge {escape(first.judge.recognizer)}" if first.judge else ""
     return (
-        f'<section class="note"><p>Raw cosines of {escape(pair.base.facesim.recognizer)}{judge}. The subject '
-        "is the person of the input image, followed through the video. The first "
-        f"{_count(pair.base.facesim.given, 'frame')} of a video, being the input, are left out of the means. "
-        "Intervals: bootstrap over scenes, the seeds of a scene averaged first.</p></section>"
+        f'<section class="note"><p>Recogniser {escape(first.facesim.recognizer)}{judge}. {PROTOCOL}. '
+        "The subject is the person of the input image, followed through the video. The first "
+        f"{counted(first.facesim.given, 'frame')} of a video, being the input, are left out of the means. "
+        "Intervals: bootstrap over scenes, the seeds of a scene averaged first; p: sign flips of "
+        "scenes, adjusted by Holm's step-down over all that is claimed.</p></section>"
     )
-
-
-def _figure(title: str, chart: str, caption: str) -> str:
-    return (
-        f'<section><h2>{title}</h2><figure><div class="wide">{chart}</div>'
-        f'<figcaption class="legend">{caption}</figcaption></figure></section>'
-    )
-
-
-def _gain(comparison: Comparison, measure: Callable[[VideoResult], float]) -> Gain | None:
-    """Over the pairs in which both videos could be measured."""
-    pairs = [(pair.scene, measure(pair.base), measure(pair.tuned)) for pair in comparison.pairs]
-    pairs = [pair for pair in pairs if math.isfinite(pair[1]) and math.isfinite(pair[2])]
-    if not pairs:
-        return None
-    scenes, base, tuned = zip(*pairs, strict=True)
-    return paired_gain(base, tuned, scenes)
 
 
 def _interval(gain: Gain) -> str:
-    low, high = gain.ci95
-    return f"[{_signed(low)}, {_signed(high)}]" if math.isfinite(low) else "[no interval from one scene]"
+    return interval(gain.ci95) if gain.scenes > 1 else "[no interval from one scene]"
 
 
-def _number(value: float) -> str:
-    return f"{value:.3f}" if math.isfinite(value) else "–"
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", "−")
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+def _with_interval(value: float, ci95: tuple[float, float]) -> str:
+    return f"{number(value, '.2f')} <small>{interval(ci95, '.2f')}</small>"

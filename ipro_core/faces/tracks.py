@@ -1,6 +1,6 @@
 """One person through one video: which of the detected faces is theirs, and their embeddings (φ in Eq. 5)."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,7 +71,7 @@ def track_person(
         The track. Frames without the subject carry boxes and points of the seen frames around them.
     """
     followed = follow_person(detections, embeddings, choose=choose, reference_D=reference_D)
-    return _fill_gaps({t: detections[t][face] for t, face in followed.items()}, len(detections))
+    return track_of({t: detections[t][face] for t, face in followed.items()}, len(detections))
 
 
 def follow_person(
@@ -94,7 +94,7 @@ def follow_person(
         for t in order:
             if not detections[t]:
                 continue
-            place_F = torch.stack([_overlap(last, face) for face in detections[t]])
+            place_F = torch.stack([overlap(last, face) for face in detections[t]])
             # Also like the last face: a person may drift away from the reference, step by step.
             person_F = torch.maximum(features[t] @ likeness, features[t] @ last_D)
             if embeddings is None:
@@ -140,15 +140,14 @@ def find_person(
 
 
 @torch.no_grad()
-def embed_faces(
-    frames_TCHW: Tensor, frames_F: Tensor, points_F52: Tensor, recognizer: Recognizer, chunk: int = 32
-) -> Tensor:
+def embed_faces(frames_TCHW: Tensor, frames_F: Tensor, points_F52: Tensor, recognizer: Recognizer) -> Tensor:
     """The embeddings of faces given by their frame and points, (F, D) on the CPU, without gradients."""
     if not len(frames_F):
         return torch.zeros(0, recognizer.dim)
+    # Face by face, because picking frames by a list of numbers would copy every one of them.
     crops = [
-        crop_faces(frames_TCHW.detach()[some.to(frames_TCHW.device)], points, recognizer.size)
-        for some, points in zip(frames_F.split(chunk), points_F52.split(chunk), strict=True)
+        crop_faces(frames_TCHW[frame : frame + 1].detach(), points_52[None], recognizer.size)
+        for frame, points_52 in zip(frames_F.tolist(), points_F52, strict=True)
     ]
     return recognizer.embed(torch.cat(crops)).float().cpu()
 
@@ -253,8 +252,9 @@ def _anchor(
     return anchor, int(likeness[anchor].argmax())
 
 
-def _fill_gaps(chosen: dict[int, Face], frames: int) -> FaceTrack:
-    """Linear between the seen frames on both sides, the nearest one's outside of them."""
+def track_of(chosen: Mapping[int, Face], frames: int) -> FaceTrack:
+    """The track through given faces, frame → face: linear between those on both sides, the nearest one's
+    outside of them."""
     seen_T = torch.zeros(frames, dtype=torch.bool)
     rows = np.zeros((frames, 14))
     if chosen:
@@ -271,7 +271,7 @@ def _area(face: Face) -> float:
     return (face.box_4[2:] - face.box_4[:2]).prod().item()
 
 
-def _overlap(face: Face, other: Face) -> Tensor:
+def overlap(face: Face, other: Face) -> Tensor:
     """Intersection over union of their boxes."""
     a, b = face.box_4, other.box_4
     shared = (torch.minimum(a[2:], b[2:]) - torch.maximum(a[:2], b[:2])).clamp_min(0).prod()
