@@ -106,8 +106,11 @@ class _Lines:
         return self._damaged
 
     def append(self, row: Mapping[str, Any]) -> None:
+        from filelock import FileLock
+
         line = json.dumps(row, allow_nan=False).encode() + b"\n"
-        with self.path.open("ab+") as file:
+        # Another process that looks at the file's end in mid-write would take the line for one cut short.
+        with FileLock(f"{self.path}.lock"), self.path.open("ab+") as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)
                 # Nothing is ever taken away: a line that was cut short is ended, or would swallow this one.
