@@ -124,10 +124,10 @@ def write(network: nn.Module, path: Path, size: int | None = 112) -> Path:
     return path
 
 
-def write_pack(folder: Path) -> Path:
+def write_pack(folder: Path, seed: int = 0) -> Path:
     """A pack with the detector of known answers, at 128 px, and a random recogniser."""
     write(RedCells(), folder / "det_cells.onnx", size=128)
-    write(randomise(SmallIResNet()), folder / "w600k_small.onnx")
+    write(randomise(SmallIResNet(), seed), folder / "w600k_small.onnx")
     return folder
 
 
