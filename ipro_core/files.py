@@ -33,6 +33,28 @@ def write_atomically(path: Path | str, data: bytes) -> None:
     _sync_folder(path.parent)
 
 
+def append_lines(path: Path, *lines: bytes) -> None:
+    """Add lines, on disk before this returns; what a kill left of the last one is dropped.
+
+    The file is opened anew each time, so that a full disk leaves no handle with bytes it cannot flush.
+    """
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(b"".join(line + b"\n" for line in lines))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def whole_lines(path: Path) -> list[bytes]:
+    """The lines of a file that `append_lines` wrote, without a last one that was torn; no file has none."""
+    *whole, _ = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    return whole
+
+
 def sha256(path: Path | str, memo: Path | None = None) -> str:
     """Of a file's bytes; of a folder's files, each with its name. Read once while nobody writes to it.
 

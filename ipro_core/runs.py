@@ -29,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from .files import fingerprint, write_atomically
+from .files import append_lines, fingerprint, whole_lines, write_atomically
 from .types import StepRecord
 
 logger = logging.getLogger("ipro")
@@ -128,8 +128,9 @@ class Run:
 
     def append(self, record: StepRecord, seconds: float) -> None:
         """Add an update to metrics.jsonl, and the time it took to times.jsonl."""
-        _append_line(self.folder / "times.jsonl", {"step": record.step, "seconds": round(seconds, 3)})
-        _append_line(self.folder / "metrics.jsonl", asdict(record))
+        times = {"step": record.step, "seconds": round(seconds, 3)}
+        append_lines(self.folder / "times.jsonl", _line(times))
+        append_lines(self.folder / "metrics.jsonl", _line(asdict(record)))
 
     def save_state(self, state: State) -> None:
         """Write a state, complete or not at all; the one before it is kept."""
@@ -144,8 +145,8 @@ class Run:
     def rewind(self, step: int) -> None:
         """Forget what was written after `step`: lines, and states that could not be read."""
         for log in (self.folder / "metrics.jsonl", self.folder / "times.jsonl"):
-            kept = [line for line in _whole_lines(log) if json.loads(line)["step"] <= step]
-            write_atomically(log, b"".join(kept))
+            kept = [line for line in whole_lines(log) if json.loads(line)["step"] <= step]
+            write_atomically(log, b"".join(line + b"\n" for line in kept))
         for path in _state_files(self.folder):
             if path.stem > f"step-{step:08d}":
                 path.unlink()
@@ -181,13 +182,13 @@ def read_config(folder: Path | str) -> dict[str, Any]:
 
 def read_metrics(folder: Path | str) -> list[StepRecord]:
     """The updates of a run, also while it is being written."""
-    lines = _whole_lines(Path(folder) / "metrics.jsonl")
+    lines = whole_lines(Path(folder) / "metrics.jsonl")
     return [StepRecord(**json.loads(line)) for line in lines]
 
 
 def read_seconds(folder: Path | str) -> list[float]:
     """How long each of the updates in `read_metrics` took."""
-    return [json.loads(line)["seconds"] for line in _whole_lines(Path(folder) / "times.jsonl")]
+    return [json.loads(line)["seconds"] for line in whole_lines(Path(folder) / "times.jsonl")]
 
 
 def latest_state(folder: Path | str) -> State | None:
@@ -297,18 +298,8 @@ def _read_state(path: Path) -> State:
     return State(note["step"], tensors, note["scalars"])
 
 
-def _append_line(path: Path, value: Mapping[str, Any]) -> None:
-    """Opened anew each time, so that a full disk leaves no handle with bytes it cannot flush."""
-    with path.open("ab") as file:
-        file.write(json.dumps(value, allow_nan=False).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _whole_lines(path: Path) -> list[bytes]:
-    """Without a last line that was torn."""
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    return [line for line in lines if line.endswith(b"\n")]
+def _line(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, allow_nan=False).encode()
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -39,6 +39,20 @@ def browser():
 
 
 @pytest.fixture
+def server(monkeypatch):
+    """Of a vision-language model; whoever asks it waits for nothing and has no key."""
+    from vision_server import Server
+
+    from ipro_core.clips import settings, vision
+
+    monkeypatch.delenv(settings.KEY, raising=False)
+    monkeypatch.setattr(vision, "WAIT", 0.0)
+    server = Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture
 def one_thread():
     """Networks this small only wait for each other's threads; and their sums are the same bit for bit."""
     with _one_thread():

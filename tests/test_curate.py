@@ -15,7 +15,6 @@ import tiny_clips
 import torch
 from filelock import FileLock
 from test_clips_vision import answer as send
-from test_clips_vision import server  # noqa: F401, a fixture
 from test_commands import ROOT, SMALL, answer, refused
 
 from ipro_core import curating
@@ -204,7 +203,7 @@ def test_a_histogram_counts_every_value_once_on_its_side_of_the_limit():
     assert "level" not in histogram([1.0, 1.0], [], limit=None, title="people")
 
 
-def test_the_vision_model_is_asked_of_what_passes_and_writes_the_prompts(clips, tmp_path, server, capsys):  # noqa: F811
+def test_the_vision_model_is_asked_of_what_passes_and_writes_the_prompts(clips, tmp_path, server, capsys):
     covered = 2 * [json.dumps({"covered_by": "a mask", "occluded": "yes", "depicted": "person"})]
     free = json.dumps({"covered_by": "nothing", "occluded": "no", "depicted": "person"})
 

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import normalize
 
 from ipro_core.clips.video import read_frames
-from ipro_core.evaluation.compare import SceneVideos, compare_videos, sharpness
+from ipro_core.evaluation.compare import SceneVideos, compare_videos, detail
 from ipro_core.evaluation.facesim import FaceSim, Scale, common, face_sim, stranger_floor
 from ipro_core.evaluation.motion import head_motion, head_turn, motion_ratio
 from ipro_core.evaluation.statistics import paired_gain
@@ -99,10 +99,10 @@ def test_sharpness_is_of_the_detail_not_of_the_contrast():
     board = (torch.arange(40)[:, None] + torch.arange(40)) % 2 * 2.0 - 1
     for contrast in (0.1, 0.4):
         frames = (0.5 + contrast * board).expand(2, 3, 40, 40)
-        assert sharpness(frames) == pytest.approx(8, rel=1e-3)
+        assert detail(frames) == pytest.approx(8, rel=1e-3)
     smooth = torch.linspace(0, 1, 40).expand(1, 3, 40, 40)
-    assert sharpness(smooth) == pytest.approx(0, abs=1e-4)
-    assert sharpness(torch.zeros(1, 3, 8, 8)) == 0
+    assert detail(smooth) == pytest.approx(0, abs=1e-4)
+    assert detail(torch.zeros(1, 3, 8, 8)) == 0
 
 
 def head(turn_T, shift_T=0.0, size=60.0):

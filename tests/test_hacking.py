@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ipro_core.clips.luma import luma
 from ipro_core.clips.video import read_frames
 from ipro_core.evaluation import corruptions
 from ipro_core.evaluation.compare import SceneVideos
@@ -17,7 +18,7 @@ from ipro_core.evaluation.hacking import KINDS, ClipSigns, band_of, judge_signs
 from ipro_core.evaluation.quality_measures import open_meter
 from ipro_core.evaluation.quality_settings import QualitySettings
 from ipro_core.evaluation.rates import Rate, corrected_rate
-from ipro_core.evaluation.registering import luma, unlike
+from ipro_core.evaluation.registering import unlike
 from ipro_core.evaluation.signs import (
     NAMES,
     SIGNS,

@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 from ipro_core.clips.video import write_video
 from ipro_core.evaluation import quality
 from ipro_core.evaluation.quality_measures import open_meter
-from ipro_core.evaluation.quality_networks import NotHere, farneback, find_weights, open_network
+from ipro_core.evaluation.quality_networks import farneback, open_network
 from ipro_core.evaluation.quality_settings import QualitySettings
+from ipro_core.evaluation.quality_weights import NotHere, find_weights
 from ipro_core.evaluation.vbench_runner import run_vbench
 
 

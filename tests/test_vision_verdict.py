@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_clips_vision import Server
 
-from ipro_core.clips import vision
-from ipro_core.clips.vision import KEY, NobodyAnswers, VisionClient, VisionSettings
+from ipro_core.clips.vision import NobodyAnswers, VisionClient, VisionSettings
 from ipro_core.evaluation.compare import SceneVideos
 from ipro_core.evaluation.guards import GuardResults, Guards
 from ipro_core.evaluation.guards_page import guard_sections
@@ -27,15 +25,6 @@ from ipro_core.evaluation.vision_verdict import (
 from ipro_core.faces.packs import load_face_models
 from ipro_core.tinyworld import FACE_PACK
 from ipro_core.tinyworld.scenes import tiny_scenes
-
-
-@pytest.fixture
-def server(monkeypatch):
-    monkeypatch.delenv(KEY, raising=False)
-    monkeypatch.setattr(vision, "WAIT", 0.0)
-    server = Server()
-    yield server
-    server.close()
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from ..files import write_atomically
 from ..types import Clip
-from .lines import read_lines
+from .lines import read_rows
 
 Split = Literal["tuning", "evaluation"]
 MANIFEST = "manifest.jsonl"
@@ -71,7 +71,7 @@ def read_manifest(path: Path) -> list[dict[str, Any]]:
     advice = "give a manifest.jsonl written by `ipro curate`"
     if not path.is_file():
         raise ValueError(f"There is no manifest at {path}: {advice}.")
-    rows = read_lines(path)
+    rows = read_rows(path)
     if not rows or not all({"video", "kept", "split", "start", "shots"} <= row.keys() for row in rows):
         raise ValueError(f"{path} is no manifest: {advice}.")
     return rows

@@ -12,7 +12,7 @@ from typing import Literal
 from ..faces.detector import Detector
 from ..faces.recognizer import Recognizer
 from ..files import sha256
-from .lines import append_lines, read_lines
+from .lines import append_rows, read_rows
 from .measures import Look, PersonMeasures, ShotMeasures, measure_video
 from .pictures import sheet
 from .settings import MeasureSettings
@@ -53,7 +53,7 @@ def measure(
                     if look is not None:
                         _write_sheets(folder / PICTURES, shot, look)
                 known[content] = [shot for shot, _ in measured]
-                append_lines(folder / MEASURES, [asdict(shot) for shot in known[content]])
+                append_rows(folder / MEASURES, [asdict(shot) for shot in known[content]])
             yield [replace(shot, video=str(video)) for shot in known[content]]
 
 
@@ -72,7 +72,7 @@ def _write_sheets(folder: Path, shot: ShotMeasures, look: Look) -> None:
 def _known(path: Path, made_by: str) -> dict[str, list[ShotMeasures]]:
     """By content: the files whose every shot was measured in this way."""
     found: dict[str, list[ShotMeasures]] = {}
-    for row in read_lines(path):
+    for row in read_rows(path):
         if row["made_by"] == made_by:
             people = tuple(PersonMeasures(**person) for person in row["people"])
             shot = ShotMeasures(**{**row, "people": people, "hashes": tuple(row["hashes"])})

@@ -21,6 +21,7 @@ from ..faces.recognizer import Recognizer
 from ..faces.tracks import SeenFaces, follow_people, see_faces
 from ..files import sha256
 from ..types import Face
+from .luma import luma, sharpness
 from .pictures import portrait, small_frame
 from .settings import MeasureSettings
 from .shots import SAMPLED, Shot, find_shots
@@ -249,15 +250,9 @@ def quality(crops_F3HW: Tensor) -> Tensor:
     """Sharpness, light and clipped share of aligned faces, (F, 3); see `PersonMeasures`."""
     if not len(crops_F3HW):
         return torch.zeros(0, 3)
-    luma_FHW = torch.einsum("c,fchw->fhw", crops_F3HW.new_tensor([0.299, 0.587, 0.114]), crops_F3HW)
-    inner_FHW = luma_FHW[:, 1:-1, 1:-1]
-    around_FHW = (
-        luma_FHW[:, :-2, 1:-1] + luma_FHW[:, 2:, 1:-1] + luma_FHW[:, 1:-1, :-2] + luma_FHW[:, 1:-1, 2:]
-    )
-    spread = lambda values_FHW: values_FHW.flatten(1).std(dim=1)  # noqa: E731
-    sharpness_F = spread(around_FHW - 4 * inner_FHW) / spread(inner_FHW).clamp_min(1 / 255)
+    luma_FHW = luma(crops_F3HW)
     clipped_F = ((luma_FHW < 0.02) | (luma_FHW > 0.98)).float().flatten(1).mean(dim=1)
-    return torch.stack([sharpness_F, luma_FHW.flatten(1).mean(dim=1), clipped_F], dim=1)
+    return torch.stack([sharpness(luma_FHW), luma_FHW.flatten(1).mean(dim=1), clipped_F], dim=1)
 
 
 def nose_place(points_F52: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from .luma import luma
 from .video import frame_times, iterate_frames
 
 SMALL = 96
@@ -95,7 +96,7 @@ def cut_finder() -> str:
 def dhash(frames_TCHW: Tensor) -> list[str]:
     """Whether each of 8 x 8 places is brighter than its left neighbour: 64 bits that survive another size,
     another encoding and another light."""
-    grey_T1HW = _luma(frames_TCHW)[:, None]
+    grey_T1HW = luma(frames_TCHW)[:, None]
     small_TRC = interpolate(grey_T1HW, (8, 9), mode="bilinear", antialias=True)[:, 0]
     brighter_TB = (small_TRC[:, :, 1:] - small_TRC[:, :, :-1] > FLAT).flatten(1).tolist()
     return [f"{sum(bit << place for place, bit in enumerate(bits)):016x}" for bits in brighter_TB]
@@ -158,8 +159,3 @@ class _SceneDetect:
 
     def cuts(self) -> list[int]:
         return [cut for cut in self.found if cut]
-
-
-def _luma(frames_TCHW: Tensor) -> Tensor:
-    weights_C = frames_TCHW.new_tensor([0.299, 0.587, 0.114])
-    return torch.einsum("c,tchw->thw", weights_C, frames_TCHW)

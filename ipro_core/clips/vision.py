@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from .lines import append_lines, read_lines
+from .lines import append_rows, read_rows
 from .settings import ENDPOINT, KEY, OLLAMA, VisionSettings
 
 log = logging.getLogger("ipro")
@@ -63,7 +63,7 @@ class VisionClient:
         # Nobody in between for this machine's own address; and never elsewhere than where the user said.
         handlers = [urllib.request.ProxyHandler({})] if here else []
         self._opener = urllib.request.build_opener(_NoRedirect(), *handlers)
-        self._kept = {row["key"]: row["answer"] for row in read_lines(cache)}
+        self._kept = {row["key"]: row["answer"] for row in read_rows(cache)}
         self._bound = True
 
     def ask(self, question: str, pictures: Sequence[bytes], schema: Schema) -> dict[str, str] | None:
@@ -102,7 +102,7 @@ class VisionClient:
             if answer is None:
                 return None
             self._kept[key] = answer
-            append_lines(self.cache, [{"key": key, "model": request["model"], "answer": answer}])
+            append_rows(self.cache, [{"key": key, "model": request["model"], "answer": answer}])
         return self._kept[key]
 
     def _answer(self, request: dict[str, Any], schema: Schema) -> dict[str, str] | None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ..clips.luma import luma, sharpness
 from ..faces.detector import Detector
 from ..faces.recognizer import Recognizer
 from ..faces.tracks import SeenFaces, follow_person, see_faces, track_of
@@ -58,18 +59,16 @@ class Quality:
     """The least tuned / base."""
 
 
-def sharpness(frames_TCHW: Tensor) -> float:
-    """Fine detail of the whole picture: the spread of luma's Laplacian over that of luma, median of the
-    frames. It falls with blur and rises with noise; contrast and brightness leave it as it is."""
-    values = []
-    for frame_CHW in frames_TCHW.detach():
-        luma_HW = torch.einsum("c,chw->hw", frame_CHW.new_tensor([0.299, 0.587, 0.114]), frame_CHW)
-        around_HW = luma_HW[:-2, 1:-1] + luma_HW[2:, 1:-1] + luma_HW[1:-1, :-2] + luma_HW[1:-1, 2:]
-        values.append((around_HW - 4 * luma_HW[1:-1, 1:-1]).std() / luma_HW.std().clamp_min(1 / 255))
-    return torch.stack(values).median().item()
+def detail(frames_TCHW: Tensor) -> float:
+    """`sharpness` of the whole picture, median of the frames."""
+    return (
+        torch.cat([sharpness(luma(frame_1CHW)) for frame_1CHW in frames_TCHW.detach().split(1)])
+        .median()
+        .item()
+    )
 
 
-SHARPNESS = Quality("sharpness", sharpness, margin=0.9)
+SHARPNESS = Quality("sharpness", detail, margin=0.9)
 
 
 def compare_videos(

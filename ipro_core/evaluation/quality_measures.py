@@ -13,8 +13,9 @@ from torch import Tensor
 
 from . import quality
 from .hacking import finite_gain
-from .quality_networks import WEIGHTS, NotHere, Opened, farneback, open_network, preprocessing_hash
+from .quality_networks import Opened, farneback, open_network, preprocessing_hash
 from .quality_settings import Dimension, QualitySettings
+from .quality_weights import WEIGHTS, NotHere
 from .statistics import Gain
 
 Measure = Callable[[Tensor, float], dict[str, float]]

@@ -1,8 +1,4 @@
-"""Where the networks of `quality` come from: packages that maintain them, weights that the user has.
-
-Nothing is downloaded and nothing is unpickled: weights are .safetensors (or .onnx) files or folders of them,
-given by path or found in the host's folders of models and in the cache of Hugging Face.
-"""
+"""The networks of `quality`, run by packages that maintain them."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -15,96 +11,9 @@ import torch
 from torch import Tensor
 
 from ..files import sha256
+from .quality_weights import WEIGHTS, NotHere, find_weights, read_tensors
 
 LARGE_HEADS = {"num_attention_heads": 16, "projection_dim": 768}
-PICKLES = (".pth", ".pt", ".bin", ".ckpt")
-
-
-@dataclass(frozen=True)
-class Weights:
-    """One network's file, and what a user should know of it."""
-
-    name: str
-    dimensions: str
-    looked_for: tuple[str, ...]
-    """Patterns within a folder of models."""
-    source: str
-    licence: str
-    needs: str
-    """The package that runs it."""
-
-
-WEIGHTS = {
-    "dino": Weights(
-        "DINO ViT-B/16",
-        "SC",
-        ("*/dino-vitb16", "*/dino_vitb16*.safetensors", "models--facebook--dino-vitb16/snapshots/*"),
-        "facebook/dino-vitb16 on Hugging Face",
-        "Apache-2.0",
-        "transformers",
-    ),
-    "clip_b32": Weights(
-        "CLIP ViT-B/32",
-        "BC",
-        (
-            "*/clip-vit-base-patch32",
-            "*/clip-vit-base-patch32*.safetensors",
-            "models--openai--clip-vit-base-patch32/snapshots/*",
-        ),
-        "openai/clip-vit-base-patch32 on Hugging Face",
-        "MIT",
-        "transformers",
-    ),
-    "clip_l14": Weights(
-        "CLIP ViT-L/14",
-        "AQ",
-        (
-            "*/clip-vit-large-patch14",
-            "*/clip-vit-large-patch14.safetensors",
-            "*/clip_vision_l*.safetensors",
-            "models--openai--clip-vit-large-patch14/snapshots/*",
-        ),
-        "openai/clip-vit-large-patch14 on Hugging Face",
-        "MIT",
-        "transformers",
-    ),
-    "aesthetic": Weights(
-        "LAION's aesthetic head",
-        "AQ",
-        ("*/sa_0_4_vit_l_14_linear.safetensors",),
-        "sa_0_4_vit_l_14_linear.pth of LAION-AI/aesthetic-predictor, converted",
-        "MIT",
-        "torch",
-    ),
-    "raft": Weights(
-        "RAFT",
-        "DD",
-        ("*/raft_large_C_T_V1*.safetensors", "*/raft-things*.safetensors"),
-        "torchvision's raft_large_C_T_V1, converted (the same training as VBench's raft-things)",
-        "BSD-3-Clause",
-        "torchvision",
-    ),
-    "musiq": Weights(
-        "MUSIQ (SPAQ)",
-        "IQ",
-        ("*/musiq_spaq_ckpt*.safetensors",),
-        "musiq_spaq_ckpt-358bb6af.pth of IQA-PyTorch, converted",
-        "pyiqa is PolyForm Noncommercial 1.0.0: no commercial use",
-        "pyiqa",
-    ),
-    "amt": Weights(
-        "AMT-S",
-        "MS",
-        ("*/amt-s*.onnx", "*/amt_s*.onnx"),
-        "amt-s.pth of MCG-NKU/AMT, exported to ONNX (two frames in, the middle one out)",
-        "CC BY-NC 4.0: no commercial use",
-        "onnxruntime",
-    ),
-}
-
-
-class NotHere(ValueError):
-    """A network that cannot be run on this machine; the sentence says what is missing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,33 +23,6 @@ class Opened:
     ask: Callable[..., Tensor]
     name: str
     """Name and SHA-256 of its weights."""
-
-
-def find_weights(kind: str, given: str, roots: Sequence[Path]) -> Path:
-    """The file or folder of a network.
-
-    Args:
-        given: a path; "" looks in the roots.
-        roots: folders of models.
-
-    Raises:
-        NotHere: there is none, or it is a pickle.
-    """
-    wanted = WEIGHTS[kind]
-    if given:
-        path = Path(given).expanduser()
-        if not path.exists():
-            raise NotHere(f"There is no {wanted.name} at {path}.")
-        return _readable(path)
-    for root in roots:
-        for pattern in wanted.looked_for:
-            for path in sorted(root.glob(pattern)):
-                if path.is_file() or list(path.glob("*.safetensors")):
-                    return _readable(path)
-    raise NotHere(
-        f"{wanted.dimensions} needs {wanted.name}, which is not in the folders of models: get "
-        f"{wanted.source} ({wanted.licence})."
-    )
 
 
 def open_network(kind: str, given: str, roots: Sequence[Path], device: torch.device | str = "cpu") -> Opened:
@@ -164,34 +46,6 @@ def open_network(kind: str, given: str, roots: Sequence[Path], device: torch.dev
         ) from None
     file = path if path.is_file() else sorted(path.glob("*.safetensors"))[0]
     return Opened(torch.no_grad()(ask), f"{path.name} sha256:{sha256(file)[:16]}")
-
-
-def _readable(path: Path) -> Path:
-    file = path
-    if path.is_dir():
-        if list(path.glob("*.safetensors")):
-            return path
-        file = next((inner for inner in sorted(path.iterdir()) if inner.suffix in PICKLES), path)
-    if file.suffix in PICKLES:
-        raise NotHere(
-            f"{file.name} is a pickle, which can run any code: if you trust it, convert it once by python -c "
-            f'"import torch, safetensors.torch as s; '
-            f"s.save_file(torch.load('{file.name}', weights_only=True), '{file.stem}.safetensors')\"."
-        )
-    if file.suffix not in (".safetensors", ".onnx"):
-        raise NotHere(f"{path} holds no .safetensors file.")
-    return path
-
-
-def _tensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
-    try:
-        return {name: value.float() for file in files for name, value in load_file(file).items()}
-    except (SafetensorError, OSError) as error:
-        raise NotHere(f"{path.name} cannot be read ({error}): get it again.") from None
 
 
 def _from_transformers(kind: Any, config: Any, tensors: dict[str, Tensor], path: Path, spare: str) -> Any:
@@ -219,7 +73,7 @@ def _dino(path: Path, device: torch.device | str) -> Callable[[Tensor], Tensor]:
     from transformers import ViTConfig, ViTModel
 
     config = ViTConfig.from_pretrained(path, local_files_only=True) if path.is_dir() else ViTConfig()
-    tensors = {name.removeprefix("vit."): value for name, value in _tensors(path).items()}
+    tensors = {name.removeprefix("vit."): value for name, value in read_tensors(path).items()}
     model = _from_transformers(ViTModel, config, tensors, path, "pooler").to(device)
     # The class token after the last norm: DINO has no pooler.
     return lambda pictures: model(pictures.to(device), interpolate_pos_encoding=True).last_hidden_state[:, 0]
@@ -237,7 +91,7 @@ def _clip(path: Path, device: torch.device | str, patch: int) -> Callable[[Tenso
         config.projection_dim = whole.projection_dim
     tensors = {
         name: value
-        for name, value in _tensors(path).items()
+        for name, value in read_tensors(path).items()
         if name.startswith("vision_model.") or name == "visual_projection.weight"
     }
     model = _from_transformers(CLIPVisionModelWithProjection, config, tensors, path, "position_ids").to(
@@ -247,7 +101,7 @@ def _clip(path: Path, device: torch.device | str, patch: int) -> Callable[[Tenso
 
 
 def _aesthetic(path: Path, device: torch.device | str) -> Callable[[Tensor], Tensor]:
-    tensors = _tensors(path)
+    tensors = read_tensors(path)
     if tensors.keys() != {"weight", "bias"} or tuple(tensors["weight"].shape) != (1, 768):
         raise NotHere(f"{path.name} is no linear head on 768 numbers: convert sa_0_4_vit_l_14_linear.pth.")
     weight_1D, bias_1 = tensors["weight"].to(device), tensors["bias"].to(device)
@@ -257,7 +111,7 @@ def _aesthetic(path: Path, device: torch.device | str) -> Callable[[Tensor], Ten
 def _raft(path: Path, device: torch.device | str) -> Callable[[Tensor, Tensor], Tensor]:
     from torchvision.models.optical_flow import raft_large  # pyright: ignore[reportMissingImports]
 
-    model = _loaded(raft_large(weights=None), _tensors(path), path).to(device)
+    model = _loaded(raft_large(weights=None), read_tensors(path), path).to(device)
 
     def flow(before_CHW: Tensor, after_CHW: Tensor) -> Tensor:
         pair = [(picture[None].to(device) / 127.5 - 1) for picture in (before_CHW, after_CHW)]
@@ -269,7 +123,7 @@ def _raft(path: Path, device: torch.device | str) -> Callable[[Tensor, Tensor], 
 def _musiq(path: Path, device: torch.device | str) -> Callable[[Tensor], Tensor]:
     from pyiqa.archs.musiq_arch import MUSIQ  # pyright: ignore[reportMissingImports]
 
-    model = _loaded(MUSIQ(pretrained=False), _tensors(path), path).to(device)
+    model = _loaded(MUSIQ(pretrained=False), read_tensors(path), path).to(device)
     return lambda picture_1CHW: model(picture_1CHW.to(device)).cpu()
 
 

@@ -17,10 +17,6 @@ CENTRE, RADII = (0.0, 0.2), (0.48, 0.62)
 """The oval from brow to chin in an aligned face, in half sides from its middle."""
 
 
-def luma(frames_TCHW: Tensor) -> Tensor:
-    return torch.einsum("c,tchw->thw", frames_TCHW.new_tensor([0.299, 0.587, 0.114]), frames_TCHW)
-
-
 def unlike(faces_FHW: Tensor, targets_FHW: Tensor) -> Tensor:
     """What no affine map of a face and no change of its light explains of its target: root mean square, in
     standard deviations of the target's oval, (F,)."""

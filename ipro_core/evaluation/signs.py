@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..clips.luma import luma
 from ..clips.measures import nose_place, quality
 from ..faces.alignment import crop_faces, similarity, template
 from ..faces.detector import Detector
@@ -19,7 +20,7 @@ from ..faces.tracks import SeenFaces, follow_person, see_faces, track_person
 from ..types import FaceTrack
 from .facesim import embed_reference, find_reference
 from .motion import head_turn
-from .registering import luma, unlike
+from .registering import unlike
 
 SMALL = 64
 """Pixels of the face whose change is looked at."""

@@ -30,8 +30,8 @@ _FFN_TENSORS = 2.6
 _KEPT_TENSORS, _KEPT_ANCHOR_TENSORS = 1.5, 2
 """What each further pass of the rollout that is kept for the gradient leaves beside its states: its last
 block's result and the exit's graph, and these once more at an anchored step."""
-_WAITING_TENSORS, _WAITING_ANCHOR_TENSORS = 5.3, 1.2
-"""The same of the last one while the video is decoded, with what the engine still holds."""
+_WAITING_TENSORS, _WAITING_ANCHOR_TENSORS = 2.4, 3.7
+"""The same of the last one while the video is decoded; as counted for TI2V-5B, where it is the most."""
 _FORWARD_TENSORS = 6.5
 """Alive in a pass without a gradient: a block's input and result, attention's three and their rotation."""
 _PIECE_BYTES = 5 * (64 << 20)
