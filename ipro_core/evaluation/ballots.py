@@ -94,7 +94,7 @@ class _Lines:
         size = self.path.stat().st_size if self.path.exists() else 0
         if size != self._size:
             self._size, self._rows, self._damaged = size, [], 0
-            for line in self.path.read_bytes().splitlines() if size else ():
+            for line in filter(None, self.path.read_bytes().splitlines() if size else ()):
                 try:
                     self._rows.append(dict(json.loads(line)))
                 except (ValueError, TypeError):
@@ -106,15 +106,9 @@ class _Lines:
         return self._damaged
 
     def append(self, row: Mapping[str, Any]) -> None:
-        from filelock import FileLock
-
-        line = json.dumps(row, allow_nan=False).encode() + b"\n"
-        # Another process that looks at the file's end in mid-write would take the line for one cut short.
-        with FileLock(f"{self.path}.lock"), self.path.open("ab+") as file:
-            if file.tell():
-                file.seek(-1, os.SEEK_END)
-                # Nothing is ever taken away: a line that was cut short is ended, or would swallow this one.
-                line = line if file.read(1) == b"\n" else b"\n" + line
-            file.write(line)
+        # Each begins a line of its own: nothing is ever taken away, and what somebody else's process was cut
+        # short in would swallow this one.
+        with self.path.open("ab") as file:
+            file.write(b"\n" + json.dumps(row, allow_nan=False).encode())
             file.flush()
             os.fsync(file.fileno())
