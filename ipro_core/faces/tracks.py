@@ -1,7 +1,10 @@
 """One person through one video: which of the detected faces is theirs, and their embeddings (φ in Eq. 5)."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -9,8 +12,10 @@ from torch import Tensor
 
 from ..types import Choose, Face, FacePool, FaceTrack, PersonFaces
 from .alignment import crop_corners, crop_faces
-from .detector import Detector
-from .recognizer import Recognizer
+
+if TYPE_CHECKING:
+    from .detector import Detector
+    from .recognizer import Recognizer
 
 SAME_PERSON = 0.35
 """Cosine from which a face is the subject wherever it appears; other people stay below 0.34 (300 pairs)."""
