@@ -1,4 +1,4 @@
-"""`ipro paper-tables`: the paper's tables in miniature, from one command that may be broken off and given again."""
+"""`ipro paper-tables`: the paper's tables in miniature, by one command that may be broken off and repeated."""
 
 import argparse
 import multiprocessing

@@ -1,4 +1,4 @@
-"""The tables out of the runs' outcomes: values with intervals, and what each says of the paper's directions."""
+"""The tables out of the runs' outcomes: values with intervals, and what they say of the paper's directions."""
 
 import json
 import math
@@ -16,8 +16,8 @@ from .plan import CLAIMS, ROWS, SEEDS, TABLES, Claim, Table
 from .work import OUTCOME
 
 HACKS = ("stiffness", "pasted face", "frontal")
-"""The kinds of suspicion that are the paper's reward hacking: a face that adheres to the input image, stiff and
-without expression (5.3)."""
+"""The kinds of suspicion that are the paper's reward hacking: a face that adheres to the input image, stiff
+and without expression (5.3)."""
 MEASURES = {
     "facesim": "FaceSim",
     "judge": "FaceSim by the judge",
@@ -44,7 +44,7 @@ class Outcome:
 
 @dataclass(frozen=True, eq=False)
 class Results:
-    """All runs' videos, one value for each: rows by name, and the untuned model as "base", clips as "real"."""
+    """All runs' videos, one value for each: rows by name, the untuned model as "base", clips as "real"."""
 
     outcomes: tuple[Outcome, ...]
     band: Band

@@ -1,9 +1,9 @@
 """Every row of the tables and every number they rest on, settled before anything is run.
 
-The paper's rows on Wan 2.2 A14B become rows on the embedded world of turns, where a clip goes from one far side
-of the face to the other while its expression changes: there, copying the first frame pays a reward that looks
-at the first frame alone, and shows. All rows share the samples, the noise, the batch and the number of passes
-of the network; what a row changes, it changes for a reason that the paper gives.
+The paper's rows on Wan 2.2 A14B become rows on the embedded world of turns, where a clip goes from one far
+side of the face to the other while its expression changes: there, copying the first frame pays a reward that
+looks at the first frame alone, and shows. All rows share the samples, the noise, the batch and the number of
+passes of the network; what a row changes, it changes for a reason that the paper gives.
 """
 
 from collections.abc import Mapping
@@ -118,15 +118,15 @@ TABLES = (
             "dynamic degree": {"base": "19.45", "ipro": "19.17"},
             "imaging quality": {"base": "0.7273", "ipro": "0.7253"},
         },
-        "VBench's networks say nothing of drawn faces of 48 pixels: head motion stands where the paper has the "
-        "dynamic degree, sharpness where it has imaging quality, and its other columns have no counterpart.",
+        "VBench's networks say nothing of drawn faces of 48 pixels: head motion stands where the paper has "
+        "the dynamic degree, sharpness where it has imaging quality, and its other columns have no counterpart.",
     ),
     Table(
         "Table 2: against other ways to keep a face",
         ("base", "ipro"),
         ("facesim", "judge"),
         {"FaceSim": {"base": "0.5780", "ipro": "0.6942"}},
-        "MoCA (0.5820) and Concat-ID (0.6056) are other networks, not other ways of tuning, and are not rebuilt.",
+        "MoCA (0.5820) and Concat-ID (0.6056) are other networks, not other ways to tune one; not rebuilt.",
     ),
     Table(
         "Table 3: DPO and GRPO",
@@ -157,7 +157,7 @@ TABLES = (
             "FaceSim": {"base": "0.5780", "no-kl": "0.7544", "no-fsm": "0.7388", "ipro": "0.6942"},
             "hacking": {"base": "7 %", "no-kl": "58 %", "no-fsm": "52 %", "ipro": "10 %"},
         },
-        "The paper asks Gemini 2.5 Pro; here a clip is suspect where its face is stiffer, more pasted or more "
-        "frontal than real clips are (5 % of real clips are suspect of each kind).",
+        "The paper asks Gemini 2.5 Pro; here a clip is suspect where its face is stiffer, more pasted or "
+        "more frontal than real clips are (5 % of real clips are suspect of each kind).",
     ),
 )

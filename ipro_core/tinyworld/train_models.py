@@ -1,7 +1,8 @@
 """Make the networks of weights/, and measure them: `python -m ipro_core.tinyworld.train_models [stage ...]`.
 
 Stages, in their order: codec, recognizer, judge, detector, video, turns, scorer, figures; none named: all.
-Seeds are fixed. The video model takes a number of steps, the others seconds of one core. Two cores share it so:
+Seeds are fixed. The video model takes a number of steps, the others seconds of one core. Two cores share it
+so:
 
     python -m torch.distributed.run --nproc-per-node 2 -m ipro_core.tinyworld.train_models video
 
