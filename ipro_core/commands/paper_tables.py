@@ -1,4 +1,4 @@
-"""`ipro paper-tables`: the paper's tables in miniature, by one command that may be broken off and repeated."""
+"""`ipro paper-tables`: the paper's tables in miniature, by one command that may be repeated."""
 
 import argparse
 import multiprocessing

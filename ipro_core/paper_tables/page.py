@@ -1,4 +1,4 @@
-"""The tables out of the runs' outcomes: values with intervals, and what they say of the paper's directions."""
+"""Tables out of the runs' outcomes: values with intervals, and what they say to the paper's directions."""
 
 import json
 import math

@@ -119,7 +119,7 @@ TABLES = (
             "imaging quality": {"base": "0.7273", "ipro": "0.7253"},
         },
         "VBench's networks say nothing of drawn faces of 48 pixels: head motion stands where the paper has "
-        "the dynamic degree, sharpness where it has imaging quality, and its other columns have no counterpart.",
+        "the dynamic degree, sharpness where it has imaging quality; its other columns have no counterpart.",
     ),
     Table(
         "Table 2: against other ways to keep a face",
