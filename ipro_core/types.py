@@ -185,6 +185,15 @@ class FacePool:
 
 
 @dataclass(frozen=True, eq=False)
+class Person:
+    """Somebody whose face is to be kept: what it is compared with."""
+
+    pool: FacePool | None = None
+    reference_D: Tensor | None = None
+    """The embedding of the face in the input image; it also says who is followed."""
+
+
+@dataclass(frozen=True, eq=False)
 class PersonFaces:
     """One person in a generated video, and what to compare this person with."""
 
