@@ -225,6 +225,9 @@ class RewardScore:
     """Scalar, differentiable."""
     per_frame_T: Tensor
     seen_T: Tensor
+    """bool: the frame shows everybody's face."""
+    people: tuple["RewardScore", ...] = ()
+    """Of each of several people, for the record, without gradients."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,8 +1,8 @@
-"""Several people, each with faces of their own: everybody of a real clip, and given people in a generated video.
+"""Several people: everybody of a real clip, and given people in a generated video, each with own faces.
 
-Of a real clip nothing is known, and its tracks say how many people there are. Of a generated video it is known
-who is in it, and frame 0, the input image, shows where: from there on everybody is followed by place, so that
-a face that turns into somebody else's costs its person; where a place is lost, who is alike goes on.
+Of a real clip nothing is known; its tracks say who is in it. Of a generated video that is known, and frame 0,
+the input image, shows where they are: from there on each is followed by place, so that a face which turns into
+somebody else's costs its person. Where people pass each other or a place is lost, likeness says who goes on.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..types import Choose, Person, PersonFaces
+from ..types import Choose, FacePool, Person, PersonFaces
 from .detector import Detector
 from .matching import match
 from .places import follow_places
@@ -34,9 +34,9 @@ below 0.23."""
 
 
 def clip_people(seen: SeenFaces, *, reference_D: Tensor | None = None) -> list[dict[int, int]]:
-    """Everybody in a real clip, frame → index of the face: the subject as `follow_person` finds them, then the
-    others by how large and how often they are seen. A person who was followed twice is joined: two tracks that
-    are alike and never in one frame.
+    """Everybody in a real clip, frame → index of the face: the subject whom `follow_person` finds, then the
+    others by how large and how often they are seen. Two tracks that are alike and never in one frame are one
+    person.
 
     Args:
         reference_D: the subject's embedding.
@@ -51,6 +51,16 @@ def clip_people(seen: SeenFaces, *, reference_D: Tensor | None = None) -> list[d
             people.append(track)
     subject, others = people[:1], people[1:]
     return subject + sorted(others, key=lambda person: _shown(seen, person), reverse=True)
+
+
+def people_shown(
+    image_CHW: Tensor, detector: Detector, recognizer: Recognizer, pools: Sequence[FacePool]
+) -> list[bool]:
+    """Whether a picture shows each of several people."""
+    seen = see_faces(image_CHW[None], detector, recognizer)
+    middle_ND = torch.stack([_known(Person(pool)) for pool in pools])
+    likeness_NF = (middle_ND @ seen.embeddings[0].T).numpy()
+    return [face is not None for face in match(likeness_NF, missing=SAME_PERSON)]
 
 
 def known_people(seen: SeenFaces, likeness: Sequence[np.ndarray]) -> list[dict[int, int]]:

@@ -20,8 +20,8 @@ def follow_places(
 
     Args:
         same: the cosine from which a face that stands elsewhere may go on a place's track.
-        cut_crossings: end the tracks of people who pass each other, and begin new ones; else each goes on with
-            the face that is more like its last.
+        cut_crossings: end the tracks of people who pass each other, and begin new ones; else each goes on
+            with the face that is more like its last.
     """
     tracks: list[dict[int, int]] = []
     waiting: list[dict[int, int]] = []
