@@ -93,10 +93,17 @@ def _parts(number: int, pool: FacePool) -> dict[str, Tensor]:
 
 def pools_of(entry: Mapping[str, Tensor], recognizer: str, source: str) -> list[FacePool]:
     """The pools that `faces_stage` kept, the subject's first."""
-    people = ["", *(f"person {number} " for number in range(1, len(entry) // 4))]
+    people = [""]
+    while f"person {len(people)} frames" in entry:
+        people.append(f"person {len(people)} ")
     return [
         FacePool(
-            *(entry[person + part] for part in ("embeddings", "frames", "seen", "boxes")), recognizer, source
+            entry[f"{person}embeddings"],
+            entry[f"{person}frames"],
+            entry[f"{person}seen"],
+            entry[f"{person}boxes"],
+            recognizer,
+            source,
         )
         for person in people
     ]

@@ -1,8 +1,9 @@
 """Several people: everybody of a real clip, and given people in a generated video, each with own faces.
 
 Of a real clip nothing is known; its tracks say who is in it. Of a generated video that is known, and frame 0,
-the input image, shows where they are: from there on each is followed by place, so that a face which turns into
-somebody else's costs its person. Where people pass each other or a place is lost, likeness says who goes on.
+the input image, shows where they are: from there on each is followed by place, so that a face which turns
+into somebody else's costs its person. Where people pass each other or a place is lost, likeness says who goes
+on.
 """
 
 from collections.abc import Mapping, Sequence

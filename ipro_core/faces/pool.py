@@ -104,8 +104,8 @@ def build_pools(
                 f"Only frame 0 of {clip} shows a face, and it is left out: keep it, or choose another."
             )
         raise NoFace(
-            f"The faces of {clip} are too small for a pool, at most {max(map(_size, looked_at)):.0f} px where "
-            f"{min_face:.0f} px are wanted: choose a closer clip, or lower the limit."
+            f"The faces of {clip} are too small for a pool, at most {max(map(_size, looked_at)):.0f} px "
+            f"where {min_face:.0f} px are wanted: choose a closer clip, or lower the limit."
         )
     others = [pool for pool in others if len(pool.frames_P) >= PERSON_SHARE * frames]
     return [subject, *others][: most or None]

@@ -66,7 +66,7 @@ def average_people(
     )
     return RewardScore(
         value=torch.stack([value for value, _ in scores]).mean(),
-        per_frame_T=torch.stack([per_frame_T for _, per_frame_T in scores]).mean(dim=0),
+        per_frame_T=torch.stack([per_frame_T for _, per_frame_T in scores]).nanmean(dim=0),
         seen_T=torch.stack([person.seen_T for person in video.people]).all(dim=0),
         people=each if len(each) > 1 else (),
     )
