@@ -90,6 +90,7 @@ class BuildFacePool(io.ComfyNode):
                 _comfy.known(
                     io.Int.Input,
                     "which",
+                    optional=True,
                     default=0,
                     min=0,
                     max=100,
