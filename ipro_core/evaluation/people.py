@@ -16,13 +16,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..faces.matching import match
+from ..faces.people import STRANGER, worth_of_tracks
 from ..faces.places import follow_places
 from ..faces.tracks import SAME_PERSON, SeenFaces
 from .facesim import FaceSim, followed_sim, jsonable
 
-STRANGER = 0.25
-"""Mean cosine along a track below which it shows nobody known: 174 pairs of clips of different people stayed
-below 0.23."""
 BLENDED = 0.05
 """Two people's cosines closer than this, both above STRANGER: the face is neither."""
 MAJORITY = 5
@@ -204,9 +202,7 @@ def _refuse_one_person_twice(names: list[str], middle_ND: Tensor, same: float) -
 
 def _own_tracks(sight: _Sight) -> list[dict[int, int]]:
     """The track of each person; empty for who is missing."""
-    worth_NK = np.zeros((sight.people, len(sight.tracks)))
-    for k, track in enumerate(sight.tracks):
-        worth_NK[:, k] = (sight.along(track) - STRANGER).sum(axis=0)
+    worth_NK = worth_of_tracks(sight.likeness, sight.tracks, sight.counted)
     return [{} if k is None else sight.tracks[k] for k in match(worth_NK, missing=0.0)]
 
 

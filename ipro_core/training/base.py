@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..sampling.flow import shifted_sigmas
 from ..sampling.rollout import sample
-from ..types import FacePool, GeneratedVideo, RewardScore, check_knobs
+from ..types import FacePool, GeneratedVideo, Person, RewardScore, check_knobs
 from .settings import SamplingSettings
 
 if TYPE_CHECKING:
@@ -45,10 +45,9 @@ class TrainingSample:
     """The model's own, of batch size 1: a tensor, or a dataclass of tensors whose first axis is the batch."""
     latent_shape: tuple[int, ...]
     """(C, T, H, W) of the noise."""
-    pool: FacePool | None
+    people: tuple[Person, ...]
+    """The subject first."""
     prompt: str = ""
-    reference_D: Tensor | None = None
-    """The face of the input image, for the reward that compares with it."""
     starts: tuple[Callable[[], Tensor], ...] = ()
     """Latents (C, T, H, W) at the first tuned step, read when they are drawn: what a frozen expert made of
     one noise each. None: every draw starts from noise of its own."""
@@ -87,17 +86,24 @@ class Method(Generic[Settings]):
         """What a reward said of the videos, as means.
 
         reward: R_face (Eq. 6). score: the same over frames with a face only. coverage: the share of frames
-        with a face. faceless: the share of videos without any.
+        with a face. faceless: the share of videos without any. Of several people each is the mean over them.
+        worst: the reward of the person of each video who has the least.
         """
-        for draw, score in zip(draws, scores, strict=True):
-            if not score.seen_T.any() and not self._warned:
+        people = [score.people or (score,) for score in scores]
+        for draw, each in zip(draws, people, strict=True):
+            if not any(score.seen_T.any() for score in each) and not self._warned:
                 logger.warning("The video sampled for %s shows no face; said once.", draw.sample.name)
                 self._warned = True
+
+        def averaged(measure: Callable[[RewardScore], float]) -> float:
+            return mean([mean([measure(score) for score in each]) for each in people])
+
         return {
             "reward": mean([score.value.item() for score in scores]),
-            "score": mean([mean(score.per_frame_T[score.seen_T].tolist()) for score in scores]),
-            "coverage": mean([score.seen_T.float().mean().item() for score in scores]),
-            "faceless": mean([float(not score.seen_T.any()) for score in scores]),
+            "worst": mean([min(score.value.item() for score in each) for each in people]),
+            "score": averaged(lambda score: mean(score.per_frame_T[score.seen_T].tolist())),
+            "coverage": averaged(lambda score: score.seen_T.float().mean().item()),
+            "faceless": averaged(lambda score: float(not score.seen_T.any())),
         }
 
     def start(self, draws: Sequence[Draw], condition: Any) -> Tensor:
@@ -125,23 +131,21 @@ class Method(Generic[Settings]):
 
     def score(self, frames_TCHW: Tensor, draw: Draw) -> RewardScore:
         """The reward of one generated video, differentiable in its frames."""
-        from ..faces.tracks import person_faces
+        from ..faces.people import people_faces
 
-        wanted = draw.sample
-        pool = wanted.pool
-        if pool is not None and not self.settings.pool_first_frame:
-            pool = without_first_frame(pool)
-        person = person_faces(
+        people = draw.sample.people
+        if not self.settings.pool_first_frame:
+            people = [replace(one, pool=one.pool and without_first_frame(one.pool)) for one in people]
+        faces = people_faces(
             frames_TCHW,
             self.detector,
             self.recognizer,
-            pool=pool,
-            reference_D=wanted.reference_D,
+            people,
             choose=self.settings.choose,
             jitter=self.settings.landmark_jitter,
             generator=draw.generator,
         )
-        return self.reward(GeneratedVideo((person,), wanted.prompt, frames_TCHW))
+        return self.reward(GeneratedVideo(faces, draw.sample.prompt, frames_TCHW))
 
 
 def microbatches(batch: Sequence[Draw], size: int) -> Iterator[Sequence[Draw]]:
