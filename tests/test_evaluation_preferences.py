@@ -9,7 +9,13 @@ import pytest
 from small_study import small_study, vote_for
 
 from ipro_core.evaluation.ballots import Vote
-from ipro_core.evaluation.preferences import Draws, bradley_terry, failed_controls, study_results
+from ipro_core.evaluation.preferences import (
+    Draws,
+    bradley_terry,
+    failed_controls,
+    preferred_videos,
+    study_results,
+)
 from ipro_core.evaluation.statistics import bootstrap_interval
 from ipro_core.evaluation.study_design import Trial
 from ipro_core.evaluation.study_words import results_in_words
@@ -53,6 +59,22 @@ def test_strengths_without_a_bound_are_refused_and_ties_bound_them():
     with pytest.raises(ValueError, match="never won"):
         bradley_terry(never)
     assert bradley_terry(never, ties=1)[0] == pytest.approx(math.log(5.5 / 0.5) / 2)
+
+
+def test_pairs_to_learn_from_are_those_that_votes_decide(tmp_path):
+    study = small_study(tmp_path, scenes=4, controls=1)
+    # Scene 0: all four for tuned. 1: three of four for base. 2: nobody prefers one. 3: two against two.
+    wanted = [["tuned"] * 4, ["base"] * 3 + ["tuned"], [""] * 4, ["tuned", "base"] * 2]
+    cast(study, lambda number, scene, _: wanted[scene][number])
+    decided = preferred_videos(study, "quality")
+    assert [(one.trial.scene, one.share) for one in decided] == [("scene 0", 1.0), ("scene 1", 0.75)]
+    for one, winner in zip(decided, ("tuned", "base"), strict=True):
+        files = dict(zip(one.trial.methods, one.trial.videos, strict=True))
+        assert files.pop(winner) == one.winner and files.popitem()[1] == one.loser
+    with pytest.raises(ValueError, match="asks identity, quality, not motion"):
+        preferred_videos(study, "motion")
+    with pytest.raises(ValueError, match=r"No pair of .* is decided on identity"):
+        preferred_videos(small_study(tmp_path / "unseen"))
 
 
 def test_win_rates_count_no_preference_half(tmp_path):
