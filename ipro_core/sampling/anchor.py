@@ -1,7 +1,10 @@
 """The multi-step KL anchor to the frozen model (Eq. 7)."""
 
+from typing import Any
+
 from torch import Tensor
 
+from ..models.base import VideoModel
 from ..types import AnchorWeighting
 
 
@@ -24,3 +27,12 @@ def kl_anchor(v: Tensor, v_ref: Tensor, sigma: float, weighting: AnchorWeighting
     depend on the video's size.
     """
     return anchor_weight(sigma, weighting) * (v - v_ref).square().mean()
+
+
+def both_velocities(model: VideoModel, x: Tensor, sigma: float, condition: Any) -> tuple[Tensor, Tensor]:
+    """v_θ(x), and v_ref(x) without a gradient: in one visit of the weights, where the model can."""
+    together = getattr(model, "velocities", None)
+    if together is not None:
+        v, _, v_ref = together(x, sigma, condition, fork=False, through_reference=False)
+        return v, v_ref
+    return model.velocity(x, sigma, condition), model.frozen_velocity(x.detach(), sigma, condition).detach()

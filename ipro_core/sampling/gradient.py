@@ -122,7 +122,7 @@ def reward_gradient(
         states.append(euler_step(states[i], kept[-1].v.detach(), levels[i], levels[i + 1]))
 
     latents = states.pop()
-    carried, scores = _pull_reward(codec, score, latents)
+    carried, scores = pull_reward(codec, score, latents)
     carried = -reward_weight * scale * carried  # a_N
     drift: dict[int, Tensor] = {}
 
@@ -172,7 +172,7 @@ def _adapter_held(model: VideoModel, held: bool) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _pull_reward(codec: VideoCodec, score: Score, latents_BCTHW: Tensor) -> tuple[Tensor, list[RewardScore]]:
+def pull_reward(codec: VideoCodec, score: Score, latents_BCTHW: Tensor) -> tuple[Tensor, list[RewardScore]]:
     """d(mean reward)/d latents and the scores, one video in memory at a time."""
     pulled, scores = [], []
     for index, latents_CTHW in enumerate(latents_BCTHW):
