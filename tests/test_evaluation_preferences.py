@@ -6,19 +6,16 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from small_study import small_study, vote_for
+import torch
+from small_study import COLOURS, small_study, vote_for
 
 from ipro_core.evaluation.ballots import Vote
-from ipro_core.evaluation.preferences import (
-    Draws,
-    bradley_terry,
-    failed_controls,
-    preferred_videos,
-    study_results,
-)
+from ipro_core.evaluation.preferences import Draws, bradley_terry, failed_controls, study_results
+from ipro_core.evaluation.preferred import preferred_videos, voted_place, voted_scenes
 from ipro_core.evaluation.statistics import bootstrap_interval
 from ipro_core.evaluation.study_design import Trial
 from ipro_core.evaluation.study_words import results_in_words
+from ipro_core.types import Framing
 
 
 def cast(study, prefer, voters=4):
@@ -74,7 +71,13 @@ def test_pairs_to_learn_from_are_those_that_votes_decide(tmp_path):
     with pytest.raises(ValueError, match="asks identity, quality, not motion"):
         preferred_videos(study, "motion")
     with pytest.raises(ValueError, match=r"No pair of .* is decided on identity"):
-        preferred_videos(small_study(tmp_path / "unseen"))
+        preferred_videos(small_study(tmp_path / "unseen"), "identity")
+    shown = voted_scenes(voted_place(tmp_path, "quality"), Framing(48, 32, 5, 12.0))[1]
+    assert (shown.name, shown.prompt) == ("scene 1", "a bar wanders, 1")
+    for frames, method in ((shown.frames(), "base"), (shown.rejected.frames(), "tuned")):
+        torch.testing.assert_close(
+            frames[:, :, -1, -1].mean(0), torch.tensor(COLOURS[method]), rtol=0, atol=0.05
+        )
 
 
 def test_win_rates_count_no_preference_half(tmp_path):

@@ -78,7 +78,7 @@ class StudyResults:
 
 def study_results(study: Study, *, seed: int = 0) -> StudyResults:
     """Count the votes, without those of voters who fail the controls."""
-    trials, votes = _votes_by_voter(study)
+    trials, votes = votes_by_voter(study)
     left_out = {voter: reason for voter, cast in votes.items() if (reason := failed_controls(cast, trials))}
     counted = {voter: cast for voter, cast in votes.items() if voter not in left_out}
     pairs = {
@@ -103,42 +103,6 @@ def study_results(study: Study, *, seed: int = 0) -> StudyResults:
     )
 
 
-@dataclass(frozen=True)
-class Preferred:
-    """Two videos of one scene, and which of them the votes prefer."""
-
-    trial: Trial
-    winner: str
-    """File names in the study's media."""
-    loser: str
-    share: float
-    """Of the votes, no preference counting half to each, above one half."""
-
-
-def preferred_videos(study: Study, question: str = "identity") -> list[Preferred]:
-    """The pairs that counted voters decided, to learn from.
-
-    Raises:
-        ValueError: the question was not asked, or no pair is decided.
-    """
-    if question not in study.plan.questions:
-        raise ValueError(f"The study asks {', '.join(study.plan.questions)}, not {question}.")
-    trials, votes = _votes_by_voter(study)
-    shares: dict[str, list[float]] = {}
-    for cast in votes.values():
-        for vote in () if failed_controls(cast, trials) else cast:
-            shares.setdefault(vote.trial, []).append(_for_first(vote, trials[vote.trial], question))
-    decided = []
-    for trial in study.plan.trials:
-        share = float(np.mean(shares.get(trial.id, 0.5)))
-        if trial.kind == "pair" and share != 0.5:
-            winner, loser = trial.videos if share > 0.5 else trial.videos[::-1]
-            decided.append(Preferred(trial, winner, loser, max(share, 1 - share)))
-    if not decided:
-        raise ValueError(f"No pair of {study.folder} is decided on {question}: let more people vote.")
-    return decided
-
-
 def failed_controls(votes: Sequence[Vote], trials: dict[str, Trial]) -> str:
     """Which controls a voter failed, in words, if enough for all the votes to be left out; else "".
 
@@ -150,7 +114,7 @@ def failed_controls(votes: Sequence[Vote], trials: dict[str, Trial]) -> str:
         trial = trials[vote.trial]
         if trial.kind == "spoilt":
             spoilt += 1
-            wrong_spoilt += sum(_for_first(vote, trial, name) - 0.5 for name in vote.answers) <= 0
+            wrong_spoilt += sum(for_first(vote, trial, name) - 0.5 for name in vote.answers) <= 0
         elif trial.kind == "same":
             same += 1
             preferred = sum(side != "none" for side in vote.answers.values())
@@ -163,7 +127,7 @@ def failed_controls(votes: Sequence[Vote], trials: dict[str, Trial]) -> str:
     return " and ".join(reasons)
 
 
-def _votes_by_voter(study: Study) -> tuple[dict[str, Trial], dict[str, list[Vote]]]:
+def votes_by_voter(study: Study) -> tuple[dict[str, Trial], dict[str, list[Vote]]]:
     """The study's trials by id, and every voter's votes on them."""
     trials = {trial.id: trial for trial in study.plan.trials}
     votes: dict[str, list[Vote]] = {}
@@ -204,7 +168,7 @@ def bradley_terry(wins_MM: np.ndarray, *, ties: float = 0.0) -> np.ndarray:
     return np.where(here_M, strength_M, np.nan)
 
 
-def _for_first(vote: Vote, trial: Trial, question: str) -> float:
+def for_first(vote: Vote, trial: Trial, question: str) -> float:
     """1 for the trial's first video, 0 for its second, ½ for neither."""
     side = vote.answers[question]
     if side == "none":
@@ -232,7 +196,7 @@ def _question(
         firsts = []
         for vote in of_pair:
             trial = trials[vote.trial]
-            first = _for_first(vote, trial, name)
+            first = for_first(vote, trial, name)
             first = first if trial.methods[0] == methods[i] else 1 - first
             firsts.append(first)
             place = voters[vote.voter], scenes[trial.scene]

@@ -34,6 +34,7 @@ class SftSettings(SamplingSettings):
     flow matching, and the face of the video that one step predicts. Nothing is sampled."""
 
     wants = ("faces", "video")
+    samples = False
     title = "SFT"
     plain = ("face_weight",)
 
