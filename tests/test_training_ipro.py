@@ -116,9 +116,8 @@ def test_a_microbatch_holds_one_shape_and_no_more_than_asked():
 
 def test_tuning_raises_the_reward_and_the_anchor_holds_it_back():
     def tuned(kl_weight: float) -> list[dict[str, float]]:
-        # One clip and one noise, because the toy's 16 weights cannot please several. Without an anchor the
-        # comparison only measures.
-        of = objective(replace(SETTINGS, kl_weight=kl_weight, reference_steps=2, noise_seed=24))
+        # One clip and one noise, because the toy's 16 weights cannot please several.
+        of = objective(replace(SETTINGS, kl_weight=kl_weight, measure_kl=True, noise_seed=24))
         return [record.metrics for record in train(of.model, of, [sample(0)], replace(LOOP, batch_size=1))]
 
     free, held = tuned(0.0), tuned(30.0)
@@ -332,7 +331,8 @@ def test_steps_without_an_anchor_make_no_frozen_pass():
 
 def test_nothing_is_compared_without_an_anchor_unless_it_is_asked_for():
     frozen = []
-    for settings in ({}, {"kl_weight": 0.0}, {"kl_weight": 0.0, "reference_steps": 1}):
+    without = {"kl_weight": 0.0, "reference_steps": 1}
+    for settings in ({}, without, without | {"measure_kl": True}):
         of, passes = objective(replace(SETTINGS, **settings)), []
         model: Any = of.model
         velocity = model.frozen_velocity
@@ -395,7 +395,7 @@ def test_refl_judges_what_one_step_predicts(at):
 )
 def test_every_estimator_raises_the_reward_and_feels_the_anchor(how):
     def tuned(kl_weight: float) -> list[dict[str, float]]:
-        settings = replace(SETTINGS, **how, kl_weight=kl_weight, reference_steps=2, noise_seed=24)
+        settings = replace(SETTINGS, **how, kl_weight=kl_weight, measure_kl=True, noise_seed=24)
         of = objective(settings)
         return [record.metrics for record in train(of.model, of, [sample(0)], replace(LOOP, batch_size=2))]
 

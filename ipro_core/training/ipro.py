@@ -66,8 +66,8 @@ class IproSettings(SamplingSettings):
     )
     reference_steps: int = knob(
         0,
-        "Of the K steps, how many are compared with the frozen model, drawn anew each time; 0: all, or none "
-        "where kl_weight is 0. Saves passes, right in expectation.",
+        "Of the K steps, how many are compared with the frozen model, drawn anew each time; 0: all. Saves "
+        "passes, right in expectation.",
         min=0,
     )
     reference_chance: float = knob(
@@ -76,6 +76,11 @@ class IproSettings(SamplingSettings):
         "others too. Below 1 saves passes, right in expectation.",
         min=0.01,
         max=1,
+    )
+    measure_kl: bool = knob(
+        False,
+        "Compare with the frozen model although kl_weight is 0, to see how far it goes without an anchor "
+        "(Figure 3); else that costs no pass.",
     )
     gradient_frames: int = knob(
         0,
@@ -111,7 +116,8 @@ class IproSettings(SamplingSettings):
 
     def compared(self, chain: Chain) -> int:
         """How many of the chain's gradient steps are compared with the frozen model, where any is."""
-        return min(self.reference_steps or self.grad_steps * (self.kl_weight > 0), chain.grad_steps)
+        wanted = self.kl_weight > 0 or self.measure_kl
+        return min(self.reference_steps or self.grad_steps, chain.grad_steps) if wanted else 0
 
     def passes(self) -> "Passes":
         from ..models.plan_shape import Passes
