@@ -15,7 +15,7 @@ from typing import Any
 from .cache import name_of
 from .clips.scenes import PreferredScene, Scene
 from .models.lora import SETTINGS, LowRank, write_lora
-from .runs import Run, latest_state, read_config
+from .runs import Run, latest_state, read_config, read_metrics
 from .studio import Sampler, Studio, Work
 from .tinyworld import VIDEO_MODEL
 from .training.base import TrainingSample, objective_of
@@ -27,6 +27,7 @@ from .types import StepRecord
 logger = logging.getLogger("ipro")
 
 LORA = "ipro.safetensors"
+KL_UPDATES = 10
 FIRST_SEED = 1_000_000
 """Of boundary latents for training: what is judged and sampled with the seeds 0, 1, … was not tuned on."""
 
@@ -188,6 +189,13 @@ def adapter_of_run(run: Path) -> tuple[int, dict[str, LowRank]]:
         name: LowRank(kept[f"{name}.lora_A.weight"], kept[f"{name}.lora_B.weight"], rank) for name in names
     }
     return state.step, layers
+
+
+def recent_kl(run: Path) -> float | None:
+    """The KL that is told of a run: the mean over its last updates; None where it was not measured."""
+    last = read_metrics(run)[-KL_UPDATES:]
+    measured = [step.metrics["kl"] for step in last if "kl" in step.metrics]
+    return sum(measured) / len(measured) if measured else None
 
 
 def check_run_fits(run: Path, studio: Studio) -> None:

@@ -343,7 +343,7 @@ def test_nothing_is_compared_without_an_anchor_unless_it_is_asked_for():
             velocity(x, sigma, condition) + model.up.sum() * x
         )
         _, metrics = gradient_and_metrics(of, [sample(0)])
-        frozen.append((len(passes), metrics["kl"] > 0))
+        frozen.append((len(passes), "kl" in metrics))
     assert frozen == [(2, True), (0, False), (1, True)]
 
 

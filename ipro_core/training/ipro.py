@@ -114,10 +114,14 @@ class IproSettings(SamplingSettings):
         counts = range(1, most + 1) if self.estimator == "alignprop" else [most]
         return [Chain(steps, 0 if early else steps - count, count) for count in counts]
 
+    @property
+    def compares(self) -> bool:
+        """Whether the frozen model is asked at all."""
+        return self.kl_weight > 0 or self.measure_kl
+
     def compared(self, chain: Chain) -> int:
         """How many of the chain's gradient steps are compared with the frozen model, where any is."""
-        wanted = self.kl_weight > 0 or self.measure_kl
-        return min(self.reference_steps or self.grad_steps, chain.grad_steps) if wanted else 0
+        return min(self.reference_steps or self.grad_steps, chain.grad_steps) if self.compares else 0
 
     def passes(self) -> "Passes":
         from ..models.plan_shape import Passes
@@ -145,7 +149,7 @@ class IproObjective(Method[IproSettings]):
     def gradients(self, batch: Sequence[Draw]) -> Iterator[Mapping[str, float]]:
         """See `loop.Objective`. The metrics, as means over the batch, are `score_metrics` and
 
-        kl: Eq. 7, mean over steps. drift: ||v_θ − v_ref||², mean over elements and steps. Both are 0 where
+        kl: Eq. 7, mean over steps. drift: ||v_θ − v_ref||², mean over elements and steps; neither where
         nothing is compared. loss: what is minimised.
         """
         for draws in microbatches(batch, self.settings.microbatch):
@@ -208,7 +212,8 @@ class IproObjective(Method[IproSettings]):
         drift_K = [drift / wanted.reference_chance for drift in rollout.drift_K.tolist()]
         kl = mean([weight * drift for weight, drift in zip(weights, drift_K, strict=True)])
         loss = wanted.kl_weight * kl - wanted.reward_weight * metrics["reward"]
-        return {**metrics, "kl": kl, "drift": mean(drift_K), "loss": loss}
+        metrics["loss"] = loss
+        return {**metrics, "kl": kl, "drift": mean(drift_K)} if wanted.compares else metrics
 
     def score(self, frames_TCHW: Tensor, draw: Draw) -> RewardScore:
         """See `Method.score`; the gradient flows through `gradient_frames` of the frames."""
