@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -120,6 +121,16 @@ def test_who_samples_the_candidates_is_a_knob():
         given = Draw(sample(0), torch.Generator().manual_seed(3))
         videos.append(of._pairs([given])[0][given].winner)
     assert not torch.equal(videos[0], videos[1]) and torch.equal(videos[1], videos[2])
+
+
+def test_candidates_begin_in_different_latents_of_a_frozen_expert():
+    made = tuple(partial(draw, 4, 3, SIDE, SIDE, seed=seed) for seed in range(4))
+    given = Draw(replace(sample(0), starts=made), torch.Generator().manual_seed(3))
+    starts = [x[0] for x in objective()._starts([given], None)]
+    drawn = [next(n for n, read in enumerate(made) if torch.equal(read(), x)) for x in starts]
+    assert len(set(drawn)) == SETTINGS.candidates == 3
+    with pytest.raises(ValueError, match="made 2 beginnings: set boundary_seeds to 3, or candidates to 2"):
+        list(objective()._starts([replace(given, sample=replace(given.sample, starts=made[:2]))], None))
 
 
 def test_videos_without_a_winner_teach_nothing():

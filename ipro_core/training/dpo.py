@@ -160,8 +160,7 @@ class DpoObjective(Method[DpoSettings]):
         first, frozen = self.settings.first_tuned_step, self.settings.sampled_by == "frozen"
         videos: list[Tensor] = []
         scores: list[list[RewardScore]] = []
-        for _ in range(self.settings.candidates):
-            x = self.start(draws, condition)
+        for x in self._starts(draws, condition):
             videos.append(sample(self.model, x, condition, self.sigmas[first:], frozen=frozen))
             scores.append([self._judged(video, draw) for video, draw in zip(videos[-1], draws, strict=True)])
         pairs, gaps = {}, []
@@ -173,6 +172,22 @@ class DpoObjective(Method[DpoSettings]):
         every = [score for of_one in scores for score in of_one]
         metrics = self.score_metrics([*draws] * len(scores), every)
         return pairs, {**metrics, "gap": mean(gaps)}
+
+    def _starts(self, draws: Sequence[Draw], condition: Any) -> Iterator[Tensor]:
+        """Where the candidates begin: each in noise of its own, or in another one of the latents that a
+        frozen expert made."""
+        made, count = [draw.sample.starts for draw in draws], self.settings.candidates
+        if not all(made):
+            yield from (self.start(draws, condition) for _ in range(count))
+            return
+        if len(made[0]) < count:
+            raise ValueError(
+                f"DPO compares {count} videos of a clip, and the high-noise expert made {len(made[0])} "
+                f"beginnings: set boundary_seeds to {count}, or candidates to {len(made[0])}."
+            )
+        orders = [torch.randperm(len(made[0]), generator=draw.generator).tolist() for draw in draws]
+        for n in range(count):
+            yield torch.stack([self.video(one[order[n]]) for one, order in zip(made, orders, strict=True)])
 
     def _judged(self, video_CTHW: Tensor, draw: Draw) -> RewardScore:
         return self.score(self.codec.decode(video_CTHW[None])[0], draw)
