@@ -358,15 +358,15 @@ def test_the_menu_of_estimators_is_a_menu_of_chains():
         ("refl", "high-noise"): [(1, 0, 1), (2, 1, 1), (3, 2, 1)],
     }
     for (estimator, at), chains in wanted.items():
-        assert replace(tuned, estimator=estimator, grad_steps_at=at).chains() == chains
+        assert replace(tuned, estimator=estimator, placement=at).chains() == chains
     with pytest.raises(ValueError, match="draft-lv takes its gradient through the last step"):
-        replace(tuned, estimator="draft-lv", grad_steps_at="high-noise")
+        replace(tuned, estimator="draft-lv", placement="high-noise")
 
 
 @pytest.mark.parametrize("at", ["low-noise", "high-noise"])
 def test_refl_judges_what_one_step_predicts(at):
     # Xu et al. 2023: no gradient to a step drawn by chance, then R(x_t − sigma v(x_t)).
-    settings = replace(SETTINGS, estimator="refl", grad_steps_at=at, kl_weight=0.0, first_tuned_step=1)
+    settings = replace(SETTINGS, estimator="refl", placement=at, kl_weight=0.0, first_tuned_step=1)
     ours = chosen_gradients(settings, lambda g: int(torch.randint(2, (), generator=g)), 2)
     plain = []
     for step in (2, 3) if at == "low-noise" else (1, 2):
@@ -387,8 +387,8 @@ def test_refl_judges_what_one_step_predicts(at):
     "how",
     [
         {"estimator": "refl"},
-        {"estimator": "refl", "grad_steps_at": "high-noise"},
-        {"grad_steps_at": "high-noise"},
+        {"estimator": "refl", "placement": "high-noise"},
+        {"placement": "high-noise"},
         {"estimator": "draft-lv"},
     ],
     ids=str,
@@ -416,7 +416,7 @@ def test_the_plan_knows_what_each_estimator_goes_through():
     for estimator, numbers in wanted.items():
         passes = replace(tuned, estimator=estimator).passes()
         assert (passes.forward, passes.backward, passes.decodes) == numbers
-    early = replace(tuned, grad_steps_at="high-noise").passes()
+    early = replace(tuned, placement="high-noise").passes()
     assert (early.forward, early.again, early.backward) == (5 + 5 - 1, 5, 5)
     anchored = replace(tuned, kl_weight=1.0).passes()
     assert (anchored.forward, anchored.backward) == (5 + 3 - 1 + 3, 3 + 2)
@@ -424,7 +424,7 @@ def test_the_plan_knows_what_each_estimator_goes_through():
 
 def test_settings_of_before_estimators_had_names_are_understood():
     old = PRESETS["tiny"].config()
-    for name in ("estimator", "grad_steps_at", "renoised_ends"):
+    for name in ("estimator", "placement", "renoised_ends"):
         old["ipro"].pop(name)
     assert Preset.from_config(old) == PRESETS["tiny"]
     old["ipro"] |= {"random_grad_steps": True, "low_variance": 0}

@@ -1,11 +1,15 @@
 """The multi-step KL anchor to the frozen model (Eq. 7)."""
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ..models.base import VideoModel
 from ..types import AnchorWeighting
+
+if TYPE_CHECKING:
+    from ..models.base import VideoModel
 
 
 def anchor_weight(sigma: float, weighting: AnchorWeighting = "sigma") -> float:

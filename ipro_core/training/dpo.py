@@ -15,6 +15,8 @@ One pass' graph is alive at a time: dL/de needs both errors, so the winner's pas
 and then again. Of each level 3 passes of v_θ and 2 of v_ref, and 2 backward.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,11 +30,11 @@ from ..sampling.anchor import both_velocities
 from ..sampling.rollout import sample
 from ..types import RewardScore, knob
 from .base import Method, by_level, mean, microbatches, stack_conditions
-from .loop import Draw
 from .settings import SamplingSettings
 
 if TYPE_CHECKING:
     from ..models.plan_shape import Passes
+    from .loop import Draw
 
 SampledBy = Literal["current", "frozen"]
 
@@ -61,7 +63,7 @@ class DpoSettings(SamplingSettings):
     )
     levels: int = knob(4, "Noise levels, drawn anew, at which each pair is learnt.", min=1)
 
-    def passes(self) -> "Passes":
+    def passes(self) -> Passes:
         """The candidates, and what is learnt of two of them."""
         from ..models.plan_shape import Passes
 

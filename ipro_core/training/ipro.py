@@ -1,5 +1,7 @@
 """The IPRO objective: sample from noise, score the faces, stay near the frozen model (Eq. 3 to 7)."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -12,16 +14,16 @@ from ..sampling.gradient import reward_gradient
 from ..sampling.rollout import sample
 from ..types import AnchorWeighting, KLThrough, RewardScore, Rollout, knob
 from .base import Method, mean, microbatches, stack_conditions
-from .loop import Draw
 from .settings import SamplingSettings
 
 if TYPE_CHECKING:
     from ..models.plan_shape import Passes
+    from .loop import Draw
 
 
 Estimator = Literal["draft-k", "alignprop", "draft-lv", "refl"]
 """Clark et al. 2024 (DRaFT-K, DRaFT-LV), Prabhudesai et al. 2023 (AlignProp), Xu et al. 2023 (ReFL)."""
-GradStepsAt = Literal["low-noise", "high-noise"]
+StepPlacement = Literal["low-noise", "high-noise"]
 
 
 class Chain(NamedTuple):
@@ -50,7 +52,7 @@ class IproSettings(SamplingSettings):
         "anew each time; the reward sees the video that this one step predicts.",
     )
     grad_steps: int = knob(4, "K: the steps that carry gradients (Eq. 4), or those one is drawn from.", min=1)
-    grad_steps_at: GradStepsAt = knob(
+    placement: StepPlacement = knob(
         "low-noise",
         "Where the K lie: 'low-noise' the last steps, the paper's; 'high-noise' the first tuned ones (Table "
         "5), which costs a pass more, and its gradient, for each step after them.",
@@ -96,15 +98,15 @@ class IproSettings(SamplingSettings):
     )
 
     def __post_init__(self) -> None:
-        if self.estimator == "draft-lv" and self.grad_steps_at == "high-noise":
+        if self.estimator == "draft-lv" and self.placement == "high-noise":
             raise ValueError(
                 "draft-lv takes its gradient through the last step, at the low-noise end: leave "
-                "grad_steps_at there, or choose another estimator."
+                "placement there, or choose another estimator."
             )
 
     def chains(self) -> list[Chain]:
         """Those of which each video draws one."""
-        steps, early = self.steps - self.first_tuned_step, self.grad_steps_at == "high-noise"
+        steps, early = self.steps - self.first_tuned_step, self.placement == "high-noise"
         most = min(self.grad_steps, steps)
         if self.estimator == "draft-lv":
             return [Chain(1, 0, 1)]
@@ -123,7 +125,7 @@ class IproSettings(SamplingSettings):
         """How many of the chain's gradient steps are compared with the frozen model, where any is."""
         return min(self.reference_steps or self.grad_steps, chain.grad_steps) if self.compares else 0
 
-    def passes(self) -> "Passes":
+    def passes(self) -> Passes:
         from ..models.plan_shape import Passes
 
         detached = self.kl_through == "detached" and self.kl_weight > 0

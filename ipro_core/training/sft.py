@@ -10,6 +10,8 @@ The square is averaged over elements. The paper gives neither levels nor weight:
 sampling meets, each as likely, and the weight is that of its reward.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,11 +23,11 @@ from ..sampling.flow import euler_step
 from ..sampling.gradient import pull_reward
 from ..types import RewardScore, knob
 from .base import Method, by_level, microbatches, stack_conditions
-from .loop import Draw
 from .settings import SamplingSettings
 
 if TYPE_CHECKING:
     from ..models.plan_shape import Passes
+    from .loop import Draw
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class SftSettings(SamplingSettings):
         min=0,
     )
 
-    def passes(self) -> "Passes":
+    def passes(self) -> Passes:
         """One pass, which waits while its prediction is decoded."""
         from ..models.plan_shape import Passes
 
