@@ -38,6 +38,8 @@ class SamplingSettings:
 
     wants: ClassVar[tuple[str, ...]] = ("faces",)
     """What is made of each clip beside its text and first frame, see `Studio.prepare`."""
+    samples: ClassVar[bool] = True
+    """Whether the model's own videos are learnt from; else nothing is made ahead by a high-noise expert."""
     title: ClassVar[str] = ""
     """The method's name for people."""
     plain: ClassVar[tuple[str, ...]] = ()
