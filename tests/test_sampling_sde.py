@@ -1,6 +1,7 @@
 """Noisy steps: exact probabilities, Euler's step without noise, and the flow's own marginals with it."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -83,7 +84,7 @@ def variance_after(steps: int, form: str = "flow", noise_level: float = 0.7, spr
     linear in x, so that its share of x and its noise give the variance exactly."""
     levels = torch.linspace(0.75, 0.25, steps + 1, dtype=torch.float64).tolist()
     variance = 0.25**2 * spread**2 + 0.75**2
-    for sigma, sigma_next in zip(levels, levels[1:], strict=False):
+    for sigma, sigma_next in pairwise(levels):
         step = noisy_step(sigma, sigma_next, noise_level, form)  # pyright: ignore[reportArgumentType]
         slope = (sigma - (1 - sigma) * spread**2) / ((1 - sigma) ** 2 * spread**2 + sigma**2)
         share = step.mean(torch.tensor(1.0).double(), torch.tensor(slope).double()).item()
@@ -94,7 +95,7 @@ def variance_after(steps: int, form: str = "flow", noise_level: float = 0.7, spr
 def test_the_sde_keeps_the_flows_variance_to_first_order():
     wanted = 0.75**2 * SPREAD**2 + 0.25**2
     errors = [variance_after(steps) - wanted for steps in (40, 80, 160)]
-    for error, half in zip(errors, errors[1:], strict=False):
+    for error, half in pairwise(errors):
         assert error / half == pytest.approx(2, rel=0.05)
     assert abs(errors[-1]) < 0.01 * wanted
 

@@ -1,21 +1,21 @@
 """Sampling by chance: the flow's step with noise in it, how likely what it took was, and how far two models'
 steps lie apart (Flow-GRPO, Liu et al. 2025, arXiv:2505.05470, Section 4).
 
-The flow's x = (1 − s) x0 + s ε has the velocity v = E[ε − x0 | x], so that E[ε | x] = x + (1 − s) v, and the
-score of its marginal is −E[ε | x] / s. Walking s from 1 down to 0, the SDE of diffusion g has the marginals of
-the flow's ODE (Anderson 1982; Flow-GRPO's Eq. 8 and 9):
+The flow's x = (1 − s) x0 + s ε has the velocity v = E[ε − x0 | x]. Hence E[ε | x] = x + (1 − s) v, and the
+score of its marginal is −E[ε | x] / s. Walking s from 1 down to 0, an SDE of any diffusion g has the same
+marginals as the flow's ODE if its drift takes g² / 2 of the score away (Anderson 1982), as Flow-GRPO writes it:
 
-    dx = [v + g² / (2 s) · E[ε | x]] ds + g dw,   g = a sqrt(s / (1 − s))
+    dx = [v + g² / (2 s) · (x + (1 − s) v)] ds + g dw,   g = a sqrt(s / (1 − s))
 
 Whatever the form, a step from s to s' is the Euler step less a share of the expected noise, in whose place
 fresh noise comes: a normal distribution whose mean is linear in x and v.
 
-    x' = x + (s' − s) v − removed · E[ε | x] + std · z
+    x' = x + (s' − s) v − removed · (x + (1 − s) v) + std · z
 
 "flow" is the Euler–Maruyama step of the SDE: right for many steps, while few leave more noise than the next
-level has. "cps" (coefficients-preserving sampling, Wang et al. 2025, arXiv:2509.05952) puts std = s' sin(a π/2)
-of the noise at s' anew and keeps the rest, so that the level has the noise it should however few the steps;
-it is right where what lies behind the noise is known. Both are the Euler step for a = 0.
+level has. "cps" (coefficients-preserving sampling, Wang and Yu 2025, arXiv:2509.05952) makes s' sin(a π/2) of
+the noise at s' anew and keeps the rest, so that the level has the noise it should however few the steps; it
+is exact where one x0 lies behind the noise. Both are the Euler step for a = 0.
 """
 
 import math
