@@ -127,7 +127,7 @@ def judge_people(
         )
         sims = [
             followed_sim(seen, faces, pools[name].float().mean(dim=0), recognizer, given=given)
-            for faces in (track, sight.first_track(n))
+            for faces in (track, sight.first_tracks[n])
         ]
         people.append(
             PersonKept(

@@ -8,6 +8,7 @@ best over the whole video, so that a swap half-way costs both of them half. Rewa
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -79,8 +80,12 @@ class Sight:
         ]
         return np.array(rows).reshape(len(rows), self.people)
 
-    def first_track(self, n: int) -> dict[int, int]:
-        """The track at which the person is first recognised."""
+    @cached_property
+    def first_tracks(self) -> list[dict[int, int]]:
+        """The track at which each person is first recognised; empty for who never is."""
+        return [self._first_track(n) for n in range(self.people)]
+
+    def _first_track(self, n: int) -> dict[int, int]:
         for t, faces in enumerate(self.matched):
             for track in self.tracks:
                 if faces[n] is not None and track.get(t) == faces[n]:

@@ -2,8 +2,8 @@
 steps lie apart (Flow-GRPO, Liu et al. 2025, arXiv:2505.05470, Section 4).
 
 The flow's x = (1 − s) x0 + s ε has the velocity v = E[ε − x0 | x]. Hence E[ε | x] = x + (1 − s) v, and the
-score of its marginal is −E[ε | x] / s. Walking s from 1 down to 0, an SDE of any diffusion g has the same
-marginals as the flow's ODE if its drift takes g² / 2 of the score away (Anderson 1982), as Flow-GRPO writes it:
+score of its marginal is −E[ε | x] / s. Walking s from 1 down to 0, an SDE of any diffusion g has the
+marginals of the flow's ODE if its drift takes g² / 2 of the score away (Anderson 1982), in Flow-GRPO's words:
 
     dx = [v + g² / (2 s) · (x + (1 − s) v)] ds + g dw,   g = a sqrt(s / (1 − s))
 
