@@ -73,9 +73,7 @@ def test_without_noise_it_is_the_euler_step_bit_for_bit(form):
         step = noisy_step(sigma, sigma_next, 0.0, form)
         assert step.std == 0 and torch.equal(step.mean(x, v), euler_step(x, v, sigma, sigma_next))
     model, sigmas = ToyModel(dtype=torch.float32), shifted_sigmas(5, 3.0)
-    latents, _ = noisy_sample(
-        model, x, None, sigmas, noisy=(), noise_level=0.7, form=form, generator=torch.Generator()
-    )
+    latents, _ = noisy_sample(model, x, None, sigmas, noisy=(), noise_level=0.7, form=form, generators=())
     assert torch.equal(latents, sample(model, x, None, sigmas))
 
 
@@ -110,8 +108,8 @@ def test_few_steps_of_the_sde_leave_noise_and_preserved_coefficients_do_not():
 def test_noisy_samples_have_the_marginals_of_the_exact_flow(noise_level, stop):
     chains, sigmas = 20000, shifted_sigmas(200, 1.0)[: stop + 1]
     x, passages = noisy_sample(
-        Bell(), draw(chains, 1, 1, 1, 1), None, sigmas,
-        noisy=range(199), noise_level=noise_level, generator=torch.Generator().manual_seed(1),
+        Bell(), draw(1, 1, chains, 1, 1), None, sigmas,
+        noisy=range(199), noise_level=noise_level, generators=[torch.Generator().manual_seed(1)],
     )  # fmt: skip
     last = sigmas[-1].item()
     mean, variance = (1 - last) * MEAN, (1 - last) ** 2 * SPREAD**2 + last**2
@@ -125,7 +123,7 @@ def test_what_was_taken_is_kept_as_it_was():
     model, sigmas = ToyModel(dtype=torch.float32), shifted_sigmas(6, 5.0)
     latents, (first, second) = noisy_sample(
         model, draw(2, 4, 2, 3, 3), None, sigmas,
-        noisy=(2, 3), noise_level=0.7, generator=torch.Generator().manual_seed(2),
+        noisy=(2, 3), noise_level=0.7, generators=[torch.Generator().manual_seed(seed) for seed in (2, 3)],
     )  # fmt: skip
     assert (first.index, second.index) == (2, 3) and torch.equal(first.x_next, second.x)
     assert torch.equal(first.x, sample(model, draw(2, 4, 2, 3, 3), None, sigmas[:3]))

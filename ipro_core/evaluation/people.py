@@ -1,6 +1,6 @@
 """Several people in one video, each with a pool: who is kept, missing, doubled, blended, or swapped for whom.
 
-`faces.people` says whose face is whose; here it is told as figures.
+`faces.sight` says whose face is whose; here it is told as figures.
 """
 
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..faces.people import MAJORITY, STRANGER, look, middles
+from ..faces.sight import MAJORITY, STRANGER, look, middles
 from ..faces.tracks import SAME_PERSON
 from ..types import SeenFaces
 from .facesim import FaceSim, followed_sim, jsonable

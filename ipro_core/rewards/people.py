@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..faces.people import Sight, look
+from ..faces.sight import Sight, look
 from ..faces.tracks import SAME_PERSON
 from ..types import GeneratedVideo, PersonFaces, RewardScore, knob
 
@@ -19,6 +19,7 @@ class PeopleReward:
     swapped and doubled. It has no gradient: for GRPO and other methods that want none."""
 
     differentiable: ClassVar[bool] = False
+    everybody: ClassVar[bool] = True
 
     measure: Literal["similarity", "identity-f1"] = knob(
         "similarity",

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..faces.people import Sight
+from ..faces.sight import Sight
 from ..files import write_atomically
 from ..types import GeneratedVideo, RewardScore, knob
 from .people import matched_everybody, sight_of
@@ -157,7 +157,7 @@ def train_head(
         [torch.stack([getattr(pairs[place], which) for place in places]) for places in alike]
         for which in ("first_NF", "second_NF")
     )
-    share_P = torch.tensor([pair.share for pair in pairs])[sum(alike, [])]
+    share_P = torch.tensor([pairs[place].share for places in alike for place in places])
     for _ in range(updates):
         optimizer.zero_grad()
         difference_P = torch.cat(
@@ -193,6 +193,7 @@ class PreferenceReward:
     distortions of clips and from a blind study's votes. It has no gradient: for GRPO."""
 
     differentiable: ClassVar[bool] = False
+    everybody: ClassVar[bool] = True
 
     head: str = knob("", "The head's file, by `ipro preferences`; empty: the embedded world's.")
 

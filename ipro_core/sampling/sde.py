@@ -19,7 +19,7 @@ is exact where one x0 lies behind the noise. Both are the Euler step for a = 0.
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -46,10 +46,10 @@ class NoisyStep:
         """Differentiable in both."""
         return euler_step(x, v, self.sigma, self.sigma_next) - self.removed * (x + (1 - self.sigma) * v)
 
-    def draw(self, x: Tensor, v: Tensor, generator: torch.Generator) -> Tensor:
-        """x at sigma_next, by a noise that is the same on every device."""
-        noise = torch.randn(x.shape, generator=generator).to(x)
-        return self.mean(x, v) + self.std * noise
+    def draw(self, x: Tensor, v: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        """x at sigma_next, each video by a generator of its own, so that neither device nor batch counts."""
+        noise = [torch.randn(x.shape[1:], generator=generator) for generator in generators]
+        return self.mean(x, v) + self.std * torch.stack(noise).to(x)
 
     def log_probability(self, x: Tensor, v: Tensor, x_next: Tensor) -> Tensor:
         """log p(x_next | x) under the velocity v, (B,), in float64: a sum of millions of elements, of which
@@ -106,12 +106,13 @@ def noisy_sample(
     noisy: Collection[int],
     noise_level: float,
     form: NoiseForm = "flow",
-    generator: torch.Generator,
+    generators: Sequence[torch.Generator],
 ) -> tuple[Tensor, list[Passage]]:
     """`sample` with noise in some steps, the others being Euler's; without gradients.
 
     Args:
         noisy: which steps, from 0.
+        generators: on the CPU, one for each video of the batch.
 
     Returns:
         The latents at sigmas[-1], and the noisy steps.
@@ -123,7 +124,7 @@ def noisy_sample(
             x = euler_step(x, v, sigma, sigma_next)
             continue
         step = noisy_step(sigma, sigma_next, noise_level, form)
-        x_next = step.draw(x, v, generator)
+        x_next = step.draw(x, v, generators)
         passages.append(Passage(index, x, x_next, step.log_probability(x, v, x_next)))
         x = x_next
     return x, passages

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from ..faces.detector import Detector
 from ..faces.recognizer import Recognizer
-from ..faces.tracks import person_faces
+from ..faces.tracks import person_faces, see_faces
 from ..models.base import VideoCodec, VideoModel
-from ..rewards.base import Reward
+from ..rewards.base import Reward, asks_for_everybody
 from ..sampling.flow import shifted_sigmas
 from ..sampling.rollout import sample
 from ..types import FacePool, GeneratedVideo, RewardScore, check_knobs
@@ -134,7 +134,10 @@ class Method(Generic[Settings]):
             jitter=self.settings.landmark_jitter,
             generator=draw.generator,
         )
-        return self.reward(GeneratedVideo((person,), wanted.prompt, frames_TCHW))
+        seen = None
+        if asks_for_everybody(self.reward):
+            seen = see_faces(frames_TCHW.detach(), self.detector, self.recognizer)
+        return self.reward(GeneratedVideo((person,), wanted.prompt, frames_TCHW, seen=seen))
 
 
 def microbatches(batch: Sequence[Draw], size: int) -> Iterator[Sequence[Draw]]:

@@ -26,6 +26,7 @@ class IproSettings(SamplingSettings):
     14B and a 5B model on one card."""
 
     title = "IPRO"
+    needs_gradient = True
     plain = ("grad_steps", "reward_weight", "kl_weight")
 
     grad_steps: int = knob(4, "K: steps, counted from the end, that carry gradients (Eq. 4).", min=1)

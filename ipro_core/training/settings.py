@@ -38,6 +38,8 @@ class SamplingSettings:
 
     wants: ClassVar[tuple[str, ...]] = ("faces",)
     """What is made of each clip beside its text and first frame, see `Studio.prepare`."""
+    needs_gradient: ClassVar[bool] = False
+    """Whether the reward's gradient is followed, so that the reward must have one."""
     title: ClassVar[str] = ""
     """The method's name for people."""
     plain: ClassVar[tuple[str, ...]] = ()
