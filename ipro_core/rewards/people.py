@@ -32,10 +32,10 @@ class PeopleReward:
     clone_cost: float = knob(
         0.5, "What the share of frames that show a person twice is multiplied by.", min=0
     )
-    same: float = knob(SAME_PERSON, "The cosine from which a face is that person.", min=-1, max=1)
+    same_person: float = knob(SAME_PERSON, "The cosine from which a face is that person.", min=-1, max=1)
 
     def __call__(self, video: GeneratedVideo) -> RewardScore:
-        sight = sight_of(video, self.same)
+        sight = sight_of(video, self.same_person)
         kept_TN = torch.from_numpy(sight.kept())
         _, swapped = sight.changes()
         cloned = sum(map(sight.cloned, range(sight.people))) / sight.people
