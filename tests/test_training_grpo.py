@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.distributions import Normal
 from torch.nn import Parameter
 
+from ipro_core.__main__ import main
 from ipro_core.rewards.face_pool import FacePoolReward
 from ipro_core.rewards.people import PeopleReward
 from ipro_core.rewards.weighted_sum import Part, WeightedSum
-from ipro_core.runs import Run, latest_state
+from ipro_core.runs import Run, latest_state, read_metrics
 from ipro_core.sampling.rollout import sample as sampled
 from ipro_core.training.base import TrainingSample
 from ipro_core.training.grpo import GrpoObjective, GrpoSettings, advantages
@@ -236,6 +237,22 @@ def test_killed_with_a_batch_in_hand_it_continues_bit_for_bit(tmp_path, stop):
         tuned(settings, loop, run)
     for name in ("metrics.jsonl", "state/step-00000007.safetensors"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "unbroken" / name).read_bytes(), name
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_the_command_tunes_the_tiny_world_by_a_reward_without_a_gradient_and_goes_on(tmp_path, capsys):
+    asked = ["train", "--method", "grpo", "--reward", "people", "--scenes", "1", "--batch-size", "1"]
+    asked += ["--group-size", "3", "--inner-updates", "2", "--checkpoint-every", "1", "--rank", "4"]
+    runs = [tmp_path / "whole", tmp_path / "broken"]
+    assert main([*asked, "--run", str(runs[0]), "--updates", "3", "--json"]) == 0
+    assert main([*asked, "--run", str(runs[1]), "--updates", "1"]) == 0
+    assert main([*asked, "--run", str(runs[1]), "--updates", "3", "--resume"]) == 0
+    capsys.readouterr()
+    for name in ("metrics.jsonl", "state/step-00000003.safetensors"):
+        assert (runs[0] / name).read_bytes() == (runs[1] / name).read_bytes(), name
+    records = read_metrics(runs[0])
+    assert records[0].metrics["reward"] == records[1].metrics["reward"] != records[2].metrics["reward"]
+    assert records[0].metrics["reward_std"] > 0 and records[0].metrics["kl"] == 0 < records[1].metrics["kl"]
 
 
 def test_a_reward_without_a_gradient_is_for_methods_that_want_none():
