@@ -207,6 +207,16 @@ class PersonFaces:
 
 
 @dataclass(frozen=True, eq=False)
+class SeenFaces:
+    """Every face of a video: what is kept of frames that do not fit into memory."""
+
+    detections: list[list[Face]]
+    """Of every frame."""
+    embeddings: list[Tensor]
+    """Of the same faces, (F, D) a frame, unit length, on the CPU."""
+
+
+@dataclass(frozen=True, eq=False)
 class GeneratedVideo:
     """All that a reward may look at; it never sees a model or a codec."""
 
@@ -215,6 +225,8 @@ class GeneratedVideo:
     frames_TCHW: Tensor | None = None
     frozen_frames_TCHW: Tensor | None = None
     """The same noise and prompt through the frozen model, for rewards that compare with it."""
+    seen: SeenFaces | None = None
+    """Everybody in it, for rewards that ask who is who."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,7 @@ ARROWS = {
     "runs": {"files", "types"},
     "faces": {"files", "types"},
     "clips": {"files", "cache", "types", "faces"},
-    "rewards": {"types", "faces"},
+    "rewards": {"files", "types", "faces"},
     "models": {"files", "types"},
     "sampling": {"cache", "types", "models"},
     "training": {"types", "faces", "rewards", "models", "sampling", "runs"},

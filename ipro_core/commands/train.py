@@ -28,7 +28,14 @@ from .opening import FILES, add_networks, open_job, prepare
 logger = logging.getLogger("ipro")
 
 SCENES = 2700
-KNOB_GROUPS = (LoopSettings, SamplingSettings, *method_catalogue().values(), FacePoolReward, Framing)
+KNOB_GROUPS = (
+    LoopSettings,
+    SamplingSettings,
+    *method_catalogue().values(),
+    FacePoolReward,
+    *reward_catalogue().values(),
+    Framing,
+)
 KNOBS = [knob.name for group in KNOB_GROUPS for knob in fields(group)]
 MOVED = ("clips", *(f"files.{name}" for name in ("faces", *FILES)))
 """Files may have moved when a run goes on: what they hold is compared."""

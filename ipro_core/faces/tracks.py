@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..types import Choose, Face, FacePool, FaceTrack, PersonFaces
+from ..types import SeenFaces as SeenFaces
 from .alignment import crop_corners, crop_faces
 
 if TYPE_CHECKING:
@@ -23,16 +23,6 @@ SAME_PLACE = 0.3
 """Overlap (intersection over union) with the subject's last box from which a face may be the subject's ..."""
 OTHER_PERSON = 0.15
 """... unless its cosine says that someone else stands there now."""
-
-
-@dataclass(frozen=True, eq=False)
-class SeenFaces:
-    """Every face of a video: what is kept of frames that do not fit into memory."""
-
-    detections: list[list[Face]]
-    """Of every frame."""
-    embeddings: list[Tensor]
-    """Of the same faces, (F, D) a frame, unit length."""
 
 
 def see_faces(

@@ -28,6 +28,17 @@ class Reward(Protocol):
     def __call__(self, video: GeneratedVideo) -> RewardScore: ...
 
 
+def has_gradient(reward: Reward) -> bool:
+    """Whether what it says can be differentiated, as IPRO has to; `differentiable = False` on those that
+    cannot."""
+    return getattr(reward, "differentiable", True)
+
+
+def asks_for_everybody(reward: Reward) -> bool:
+    """Whether it looks at all faces, `GeneratedVideo.seen`; `everybody = True` on those that do."""
+    return getattr(reward, "everybody", False)
+
+
 def average_frames(s_T: Tensor, seen_T: Tensor | None, missing: Missing) -> tuple[Tensor, Tensor]:
     """The mean similarity of a video's frames (Eq. 6), where some frames may show no face.
 

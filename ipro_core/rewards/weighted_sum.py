@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..types import GeneratedVideo, RewardScore
-from .base import Reward, reward_catalogue
+from .base import Reward, asks_for_everybody, has_gradient, reward_catalogue
 
 NAME = "weighted-sum"
 
@@ -26,6 +26,14 @@ class WeightedSum:
     def __post_init__(self) -> None:
         if not any(part.weight for part in self.parts):
             raise ValueError("A sum of rewards wants at least one whose weight is not 0.")
+
+    @property
+    def differentiable(self) -> bool:
+        return all(has_gradient(part.reward) for part in self.parts if part.weight)
+
+    @property
+    def everybody(self) -> bool:
+        return any(asks_for_everybody(part.reward) for part in self.parts if part.weight)
 
     def __call__(self, video: GeneratedVideo) -> RewardScore:
         weights = [part.weight for part in self.parts if part.weight]

@@ -140,6 +140,8 @@ class Method(Generic[Settings]):
     def score(self, frames_TCHW: Tensor, draw: Draw) -> RewardScore:
         """The reward of one generated video, differentiable in its frames."""
         from ..faces.people import people_faces
+        from ..faces.tracks import see_faces
+        from ..rewards.base import asks_for_everybody
 
         people = draw.sample.people
         if not self.settings.pool_first_frame:
@@ -153,7 +155,10 @@ class Method(Generic[Settings]):
             jitter=self.settings.landmark_jitter,
             generator=draw.generator,
         )
-        return self.reward(GeneratedVideo(faces, draw.sample.prompt, frames_TCHW))
+        seen = None
+        if asks_for_everybody(self.reward):
+            seen = see_faces(frames_TCHW.detach(), self.detector, self.recognizer)
+        return self.reward(GeneratedVideo(faces, draw.sample.prompt, frames_TCHW, seen=seen))
 
 
 def microbatches(batch: Sequence[Draw], size: int) -> Iterator[Sequence[Draw]]:

@@ -42,6 +42,7 @@ class IproSettings(SamplingSettings):
     14B and a 5B model on one card."""
 
     title = "IPRO"
+    needs_gradient = True
     plain = ("grad_steps", "reward_weight", "kl_weight")
 
     estimator: Estimator = knob(

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from ..rewards.base import Reward, reward_catalogue
+from ..rewards.base import Reward, has_gradient, reward_catalogue
 from ..rewards.face_pool import FacePoolReward
 from ..rewards.weighted_sum import reward_config, reward_of
 from ..types import Framing
@@ -26,6 +26,14 @@ class Preset:
     """Of the LoRA; alpha is the same."""
     framing: Framing = Framing()
     """Of Wan's videos; the embedded world has a size of its own."""
+
+    def __post_init__(self) -> None:
+        if self.method.needs_gradient and not has_gradient(self.reward):
+            name = reward_config(self.reward)["name"]
+            raise ValueError(
+                f"{self.method.title} follows the reward's gradient, and {name} has none: choose another "
+                "reward, or a method that wants none, such as GRPO."
+            )
 
     def changed(self, **settings: Any) -> "Preset":
         """With some knobs set anew, by their names alone; `reward` and `method` take names of the catalogues.
