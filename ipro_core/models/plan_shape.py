@@ -62,6 +62,10 @@ class Shape:
         """q kᵀ and · v, two operations each."""
         return self.layers * 4 * tokens * (tokens + self.text_tokens) * self.dim
 
+    def recalled_flops(self, tokens: int) -> float:
+        """What a pass is spared that finds its self-attention's results: it, and q, k and v."""
+        return self.layers * tokens * self.dim * (4 * tokens + 6 * self.dim)
+
 
 @dataclass(frozen=True)
 class Passes:
@@ -99,6 +103,11 @@ class Passes:
         twice = reference_steps * (1 - 1 / grad_steps) if kl_detached else 0
         forward = steps + grad_steps - kept + reference_steps
         return cls(forward, grad_steps, grad_steps + twice, kept, reference_steps > 0, twice > 0)
+
+    @property
+    def rerun(self) -> int:
+        """Passes of the rollout that are run again for their gradient."""
+        return round(self.again) - self.kept
 
     @classmethod
     def sampling(cls, steps: int, decodes: bool = True) -> "Passes":
