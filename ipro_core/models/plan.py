@@ -189,7 +189,9 @@ def planned(
     attention_bytes = _attention_bytes(shape, tokens)
     whole = shape.layers * (x_bytes + attention_bytes)
     attentions = min(placement.kept_attentions, passes.rerun * shape.layers)
-    states = alive * whole + attentions * attention_bytes
+    # Where no pass waits whole, those of the first to be run again are part of the one at work.
+    part = 0 if passes.kept else max(0, attentions - (passes.rerun - 1) * shape.layers)
+    states = alive * whole + (attentions - part) * attention_bytes
     here = 0 if placement.states_on_host else states
     further = max(passes.kept - 1, 0) * (_KEPT_TENSORS + _KEPT_ANCHOR_TENSORS * passes.anchored)
     last = (passes.kept > 0) * (_WAITING_TENSORS + _WAITING_ANCHOR_TENSORS * passes.anchored)
