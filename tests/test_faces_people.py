@@ -266,6 +266,7 @@ def test_one_given_person_is_scored_as_one_always_was(models, crowded):
     (faces,) = people_faces(crowded[1].frames_TCHW, *models, [Person(pool, pool.embeddings_PD[0])])
     alone = person_faces(crowded[1].frames_TCHW, *models, pool=pool, reference_D=pool.embeddings_PD[0])
     assert torch.equal(faces.embeddings_TD, alone.embeddings_TD) and torch.equal(faces.seen_T, alone.seen_T)
+    assert people_faces(crowded[1].frames_TCHW, *models, []) == ()
     with pytest.raises(ValueError, match="each needs a face to be known by"):
         people_faces(crowded[1].frames_TCHW, *models, [Person(pool), Person()])
 
