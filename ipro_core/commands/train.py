@@ -129,6 +129,11 @@ def tune(options: argparse.Namespace) -> None:
             if not begun:
                 run.discard()
             raise
+        if plan.method.people != 1:
+            several = sum(len(studio.pools(scene)) > 1 for scene in scenes)
+            logger.info(
+                f"{several} of {len(scenes)} clips show several people, each with faces of their own."
+            )
         tuner = Tuner(job, scenes)
         with closing(tuner.records(run)) as records:
             bar: Any = progress(records, "tuning", total=plan.loop.updates)

@@ -131,9 +131,9 @@ def people_faces(
         jitter, generator: see `crop_faces`.
     """
     how = {"jitter": jitter, "generator": generator}
-    if len(people) == 1:
-        asked = {"pool": people[0].pool, "reference_D": people[0].reference_D, "choose": choose}
-        return (person_faces(frames_TCHW, detector, recognizer, **asked, **how),)
+    if len(people) < 2:
+        asked = [{"pool": one.pool, "reference_D": one.reference_D, "choose": choose} for one in people]
+        return tuple(person_faces(frames_TCHW, detector, recognizer, **one, **how) for one in asked)
     seen = see_faces(frames_TCHW, detector, recognizer)
     middle_ND = torch.stack([_known(person) for person in people])
     likeness = [(faces_FD @ middle_ND.T).numpy() for faces_FD in seen.embeddings]
