@@ -1,4 +1,4 @@
-"""The other methods' nodes in the real host: the tiny world tuned, without an anchor, on votes; what is refused."""
+"""Other methods' nodes in the real host: the tiny world, without an anchor, on votes; what is refused."""
 
 import json
 
