@@ -128,11 +128,35 @@ class StillChoice:
         return Network(lambda: fingerprint({"text": self.text_LD}), lambda: lambda _: self.text_LD)
 
 
+@dataclass(frozen=True)
+class VotedChoice:
+    """Pairs of videos on which a study's voters have decided."""
+
+    place: str
+    """See `evaluation.preferred.voted_place`."""
+
+    count: int = 0
+
+    @property
+    def videos(self) -> tuple[str]:
+        return (self.place,)
+
+    def scenes(self, studio: Studio) -> list[Scene]:
+        from ..ipro_core.evaluation.preferred import voted_scenes
+
+        return list(voted_scenes(self.place, studio.framing))
+
+    def name(self, studio: Studio) -> str:
+        from ..ipro_core.job import name_of_scenes
+
+        return name_of_scenes(self.scenes(studio))
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """What is tuned on."""
 
-    clips: ClipChoice | StillChoice
+    clips: ClipChoice | StillChoice | VotedChoice
     faces: Path
     """A face pack."""
     pools: tuple[FacePool, ...] = ()
@@ -142,6 +166,16 @@ class Dataset:
         """The model's, told what the host has encoded already."""
         text = self.clips.text if isinstance(self.clips, StillChoice) else None
         return model.open_studio(self.faces, tuning, text=text)
+
+    def check_for(self, method: SamplingSettings) -> None:
+        """Raise ValueError where the method cannot learn from this."""
+        if isinstance(self.clips, StillChoice) and "video" in method.wants:
+            raise ValueError(
+                f"{method.title} learns from real clips, and Dataset from Image has none: connect Build "
+                "Dataset."
+            )
+        if isinstance(self.clips, VotedChoice) and method.title != "DPO":
+            raise ValueError(f"Votes are what DPO learns from, not {method.title}: connect a DPO Objective.")
 
     def with_pools(self, sample: TrainingSample) -> TrainingSample:
         """The sample with the pools that were given for all; the first is the clip's subject."""

@@ -111,6 +111,7 @@ def opened(model: ModelChoice, dataset: Dataset, plan: Preset) -> Job:
     """A job by this plan, but for what the model decides: its size, and where its part begins."""
     from ..ipro_core.job import Job
 
+    dataset.check_for(plan.method)
     studio = dataset.open_studio(model, (plan.method, plan.rank))
     plan = replace(plan, method=studio.fit(plan.method, asked=False, known=True), framing=studio.framing)
     return Job(studio, plan, {**model.files, "faces": str(dataset.faces)})

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..clips.scenes import Scene, find_videos
 from ..evaluation.preferred import VOTES, voted_place, voted_scenes
-from ..evaluation.study import QUESTIONS
+from ..evaluation.study_design import QUESTIONS
 from ..job import LORA, Job, NoFaceError, Tuner, name_of_scenes, save_adapter, showing_faces, usable
 from ..rewards.base import reward_catalogue
 from ..rewards.face_pool import FacePoolReward
