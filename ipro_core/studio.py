@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from .cache import Cache, Stage, name_of
-from .clips.dataset import faces_stage, image_stage, pool_of, text_stage
+from .clips.dataset import faces_stage, image_stage, pools_of, text_stage
 from .clips.scenes import Place, Scene
 from .evaluation.compare import SceneVideos
 from .faces.detector import Detector
+from .faces.pool import in_first_frame
 from .faces.recognizer import Recognizer
 from .faces.tracks import face_box
 from .models.base import AdaptedVideoModel, VideoCodec, VideoModel, watched
@@ -31,7 +32,7 @@ from .sampling.flow import expert_switch, shifted_sigmas
 from .sampling.rollout import sample
 from .training.base import TrainingSample
 from .training.settings import SamplingSettings
-from .types import Framing
+from .types import FacePool, Framing, Person
 
 Opened = TypeVar("Opened", covariant=True)
 
@@ -161,6 +162,11 @@ class Studio:
         """What the model is told of a prepared scene, of batch size 1."""
         return wan_condition({**self._kept(self._texts(), scene), **self._kept(self._images(), scene)})
 
+    def pools(self, scene: Scene) -> list[FacePool]:
+        """Of the people in a prepared scene's clip, the subject's first."""
+        recognizer = self.faces.identity().rpartition(", ")[2]
+        return pools_of(self._kept(self._faces(), scene), recognizer, scene.name)
+
     def start(self, scene: Scene, seed: int) -> Start:
         """Where a rollout starts: one noise for one scene and seed."""
         name = scene.name
@@ -175,17 +181,15 @@ class Studio:
     def training_sample(
         self, scene: Scene, settings: SamplingSettings, seeds: Sequence[int]
     ) -> TrainingSample:
-        """A prepared scene with its clip's faces as the pool (Section 4.2)."""
-        kept = self._kept(self._faces(), scene)
-        pool = pool_of(kept, self.faces.identity().rpartition(", ")[2], scene.name)
+        """A prepared scene, each of its people with their faces in the clip as the pool (Section 4.2)."""
+        pools = self.pools(scene)[: settings.people or None]
         starts = [self.start(scene, seed) for seed in seeds] if self.high_noise is not None else []
         return TrainingSample(
             name=scene.name,
             condition=self.condition(scene),
             latent_shape=self.latent_shape,
-            pool=pool,
+            people=tuple(Person(pool, in_first_frame(pool)) for pool in pools),
             prompt=scene.prompt,
-            reference_D=pool.embeddings_PD[0] if pool.seen_T[0] else None,
             starts=tuple(partial(self.boundary_latents, start, settings) for start in starts),
         )
 

@@ -186,6 +186,15 @@ class FacePool:
 
 
 @dataclass(frozen=True, eq=False)
+class Person:
+    """Somebody whose face is to be kept: what it is compared with."""
+
+    pool: FacePool | None = None
+    reference_D: Tensor | None = None
+    """The embedding of the face in the input image; it also says who is followed."""
+
+
+@dataclass(frozen=True, eq=False)
 class PersonFaces:
     """One person in a generated video, and what to compare this person with."""
 
@@ -228,6 +237,9 @@ class RewardScore:
     """Scalar, differentiable."""
     per_frame_T: Tensor
     seen_T: Tensor
+    """bool: the frame shows everybody's face."""
+    people: tuple["RewardScore", ...] = ()
+    """Of each of several people, for the record, without gradients."""
 
 
 @dataclass(frozen=True, eq=False)

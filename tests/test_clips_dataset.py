@@ -8,7 +8,7 @@ from face_networks import red_cells, write_pack
 from torch import Tensor
 
 from ipro_core.cache import TensorCache
-from ipro_core.clips.dataset import faces_stage, image_stage, pool_of, text_stage
+from ipro_core.clips.dataset import faces_stage, image_stage, pools_of, text_stage
 from ipro_core.clips.scenes import ClipScene, ShownScene, clip_scenes, fit
 from ipro_core.clips.video import read_frames, write_video
 from ipro_core.faces.packs import load_face_models
@@ -104,7 +104,7 @@ def test_the_faces_stage_keeps_the_pool_that_the_clip_gives(tmp_path):
     list(stage.run(cache, [shown]))
     entry = stage.load(cache, shown)
     assert entry is not None
-    pool = pool_of(entry, models[1].name, "faces")
+    (pool,) = pools_of(entry, models[1].name, "faces")
     again = build_pool(read_frames(shown.clip.video), *models, source="faces")
     assert pool.frames_P.tolist() == [0, 2, 3, 4] and pool.seen_T.tolist() == [True, False, True, True, True]
     assert torch.equal(pool.embeddings_PD, again.embeddings_PD) and torch.equal(pool.boxes_P4, again.boxes_P4)

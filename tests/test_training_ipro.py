@@ -29,7 +29,7 @@ from ipro_core.training.ipro import IproObjective, IproSettings
 from ipro_core.training.loop import Draw, LoopSettings, draw_batch, train
 from ipro_core.training.presets import PRESETS, TINY, Preset
 from ipro_core.training.settings import SamplingSettings
-from ipro_core.types import Face, FacePool, check_knobs
+from ipro_core.types import Face, FacePool, Person, check_knobs
 
 SIDE = 12
 SETTINGS = IproSettings(grad_steps=2, steps=4, reward_weight=1.0, choose="largest")
@@ -72,7 +72,7 @@ def pool_of(seed: int, faces: int = 3) -> FacePool:
 
 def sample(seed: int, frames: int = 3) -> TrainingSample:
     condition = 0.1 * torch.randn(1, 4, 1, 1, 1, generator=torch.Generator().manual_seed(seed))
-    return TrainingSample(f"clip {seed}", condition, (4, frames, SIDE, SIDE), pool_of(seed))
+    return TrainingSample(f"clip {seed}", condition, (4, frames, SIDE, SIDE), (Person(pool_of(seed)),))
 
 
 def objective(settings=SETTINGS, sees=lambda t: True, **reward) -> IproObjective:
@@ -190,8 +190,8 @@ def test_noise_is_each_draws_own_or_one_for_all():
 def test_the_pool_without_the_input_image_is_a_knob():
     pool = replace(pool_of(0), frames_P=torch.tensor([0, 2, 0]))
     assert torch.equal(without_first_frame(pool).embeddings_PD, pool.embeddings_PD[1:2])
-    one = replace(sample(0), pool=pool)
-    other = replace(sample(0), pool=without_first_frame(pool))
+    one = replace(sample(0), people=(Person(pool),))
+    other = replace(sample(0), people=(Person(without_first_frame(pool)),))
     draw = lambda of: draw_batch([of], replace(LOOP, batch_size=1), 0)  # noqa: E731
     without = next(objective(replace(SETTINGS, pool_first_frame=False)).gradients(draw(one)))
     assert without["reward"] == pytest.approx(next(objective().gradients(draw(other)))["reward"])

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..faces.sight import MAJORITY, STRANGER, look, middles
+from ..faces.people import STRANGER
+from ..faces.sight import MAJORITY, look, middles
 from ..faces.tracks import SAME_PERSON
 from ..types import SeenFaces
 from .facesim import FaceSim, followed_sim, jsonable

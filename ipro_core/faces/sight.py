@@ -18,12 +18,10 @@ from torch.nn.functional import normalize
 
 from ..types import SeenFaces
 from .matching import match
+from .people import worth_of_tracks
 from .places import follow_places
 from .tracks import SAME_PERSON
 
-STRANGER = 0.25
-"""Mean cosine along a track below which it shows nobody known: 174 pairs of clips of different people stayed
-below 0.23."""
 MAJORITY = 5
 """Frames that decide together who stands at a place: one frame's mistake is no swap."""
 
@@ -62,7 +60,8 @@ class Sight:
 
     def along(self, track: Mapping[int, int]) -> np.ndarray:
         """Likeness of a track's counted faces, (M, N)."""
-        return _along(track, self.likeness, self.counted, self.people)
+        rows = [self.likeness[t][face] for t, face in track.items() if t in self.counted]
+        return np.array(rows).reshape(len(rows), self.people)
 
     def apart(self, track: Mapping[int, int], n: int) -> np.ndarray:
         """How much more like person n than like the next each face of the track is, (M,)."""
@@ -146,23 +145,14 @@ def look(seen: SeenFaces, faces: Sequence[Tensor], *, given: int = 0, same: floa
     likeness = [(faces_FD @ middle_ND.T).numpy() for faces_FD in seen.embeddings]
     matched = [match(likeness_FN.T, missing=same) for likeness_FN in likeness]
     tracks, counted = follow_places(seen, same=same), range(given, len(likeness))
-    worth_NK = np.zeros((len(faces), len(tracks)))
-    for k, track in enumerate(tracks):
-        worth_NK[:, k] = (_along(track, likeness, counted, len(faces)) - STRANGER).sum(axis=0)
-    own = [{} if k is None else tracks[k] for k in match(worth_NK, missing=0.0)]
+    chosen = match(worth_of_tracks(likeness, tracks, counted), missing=0.0)
+    own = [{} if k is None else tracks[k] for k in chosen]
     return Sight(seen, likeness, matched, tracks, own, counted, same)
 
 
 def middles(faces: Sequence[Tensor]) -> Tensor:
     """The middle of each person's faces, (N, D), unit length."""
     return normalize(torch.stack([faces_PD.cpu().float().mean(dim=0) for faces_PD in faces]), dim=1)
-
-
-def _along(
-    track: Mapping[int, int], likeness: Sequence[np.ndarray], counted: range, people: int
-) -> np.ndarray:
-    rows = [likeness[t][face] for t, face in track.items() if t in counted]
-    return np.array(rows).reshape(len(rows), people)
 
 
 def _majority(labels: list[int]) -> list[int]:

@@ -1,6 +1,9 @@
 """One person through one video: which of the detected faces is theirs, and their embeddings (φ in Eq. 5)."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -9,8 +12,10 @@ from torch import Tensor
 from ..types import Choose, Face, FacePool, FaceTrack, PersonFaces
 from ..types import SeenFaces as SeenFaces
 from .alignment import crop_corners, crop_faces
-from .detector import Detector
-from .recognizer import Recognizer
+
+if TYPE_CHECKING:
+    from .detector import Detector
+    from .recognizer import Recognizer
 
 SAME_PERSON = 0.35
 """Cosine from which a face is the subject wherever it appears; other people stay below 0.34 (300 pairs)."""
@@ -97,19 +102,24 @@ def follow_person(
     return chosen
 
 
-def follow_people(detections: Sequence[Sequence[Face]], embeddings: Sequence[Tensor]) -> list[dict[int, int]]:
-    """Everybody in a video, who is seen most first: each as `follow_person` follows one, among the faces that
-    are nobody's yet. A face that was found once is a person too."""
+def follow_people(
+    detections: Sequence[Sequence[Face]],
+    embeddings: Sequence[Tensor],
+    *,
+    reference_D: Tensor | None = None,
+) -> list[dict[int, int]]:
+    """Everybody in a video, the subject first: each as `follow_person` follows one, among the faces that are
+    nobody's yet. A face that was found once is a person too."""
     left = [list(range(len(faces))) for faces in detections]
-    people = []
+    people: list[dict[int, int]] = []
     while any(left):
         faces = [[found[f] for f in some] for found, some in zip(detections, left, strict=True)]
         features = [found[some] for found, some in zip(embeddings, left, strict=True)]
-        followed = {t: left[t][f] for t, f in follow_person(faces, features).items()}
-        for t, face in followed.items():
+        followed = follow_person(faces, features, reference_D=None if people else reference_D)
+        people.append({t: left[t][face] for t, face in sorted(followed.items())})
+        for t, face in people[-1].items():
             left[t].remove(face)
-        people.append(dict(sorted(followed.items())))
-    return sorted(people, key=len, reverse=True)
+    return people
 
 
 def find_person(
@@ -169,14 +179,29 @@ def person_faces(
     """
     if track is None:
         track = find_person(frames_TCHW, detector, recognizer, choose=choose, reference_D=reference_D)
-    seen_T = track.seen_T.to(frames_TCHW.device)
-    if track.seen_T.any():
-        crops = crop_faces(frames_TCHW, track.points_T52, recognizer.size, jitter=jitter, generator=generator)
-        embeddings_TD = recognizer.embed(crops)
-    else:
-        # The zero stays tied to the frames, so that a reward without any face can still be differentiated.
-        embeddings_TD = (0 * frames_TCHW[:, 0, 0, :1]).float().expand(-1, recognizer.dim)
-    return PersonFaces(embeddings_TD, seen_T, pool, reference_D)
+    (embeddings_TD,) = embed_tracks(frames_TCHW, [track], recognizer, jitter=jitter, generator=generator)
+    return PersonFaces(embeddings_TD, track.seen_T.to(frames_TCHW.device), pool, reference_D)
+
+
+def embed_tracks(
+    frames_TCHW: Tensor,
+    tracks: Sequence[FaceTrack],
+    recognizer: Recognizer,
+    *,
+    jitter: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> list[Tensor]:
+    """The embeddings (T, D) along every track, differentiable in the pixels; all faces pass the recogniser
+    together. See `person_faces`."""
+    crops = [
+        crop_faces(frames_TCHW, track.points_T52, recognizer.size, jitter=jitter, generator=generator)
+        for track in tracks
+        if track.seen_T.any()
+    ]
+    embedded = iter(recognizer.embed(torch.cat(crops)).split(len(frames_TCHW)) if crops else ())
+    # The zero stays tied to the frames, so that a reward without any face can still be differentiated.
+    none_TD = (0 * frames_TCHW[:, 0, 0, :1]).float().expand(-1, recognizer.dim)
+    return [next(embedded) if track.seen_T.any() else none_TD for track in tracks]
 
 
 def face_box(

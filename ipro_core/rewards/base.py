@@ -71,10 +71,15 @@ def average_people(
             "The video has nobody to score: give the face pool or reference of at least one person."
         )
     scores = [score(person) for person in video.people]
+    each = tuple(
+        RewardScore(value.detach(), per_frame_T.detach(), person.seen_T)
+        for (value, per_frame_T), person in zip(scores, video.people, strict=True)
+    )
     return RewardScore(
         value=torch.stack([value for value, _ in scores]).mean(),
-        per_frame_T=torch.stack([per_frame_T for _, per_frame_T in scores]).mean(dim=0),
+        per_frame_T=torch.stack([per_frame_T for _, per_frame_T in scores]).nanmean(dim=0),
         seen_T=torch.stack([person.seen_T for person in video.people]).all(dim=0),
+        people=each if len(each) > 1 else (),
     )
 
 

@@ -1,8 +1,11 @@
 """What all methods share: samples, where their videos begin, the look at their faces; and their catalogue.
 
 A method is one file. `ipro.py` holds `IproSettings`, its knobs, and `IproObjective`, its gradient, and every
-menu calls it `ipro`: a new file of that form is found by itself.
+menu calls it `ipro`: a new file of that form is found by itself. What opens networks is imported where it is
+worked with, because a host's start waits for these files.
 """
+
+from __future__ import annotations
 
 import importlib
 import logging
@@ -10,24 +13,27 @@ import pkgutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from ..faces.detector import Detector
-from ..faces.recognizer import Recognizer
-from ..faces.tracks import person_faces, see_faces
-from ..models.base import VideoCodec, VideoModel
-from ..rewards.base import Reward, asks_for_everybody
+from ..rewards.base import asks_for_everybody
 from ..sampling.flow import shifted_sigmas
 from ..sampling.rollout import sample
-from ..types import FacePool, GeneratedVideo, RewardScore, check_knobs
-from .loop import Draw
+from ..types import FacePool, GeneratedVideo, Person, RewardScore, check_knobs
 from .settings import SamplingSettings
+
+if TYPE_CHECKING:
+    from ..faces.detector import Detector
+    from ..faces.recognizer import Recognizer
+    from ..models.base import VideoCodec, VideoModel
+    from ..rewards.base import Reward
+    from .loop import Draw
 
 logger = logging.getLogger("ipro")
 
+NO_METHODS = ("base", "loop", "presets", "settings")
 Settings = TypeVar("Settings", bound=SamplingSettings)
 
 
@@ -40,10 +46,9 @@ class TrainingSample:
     """The model's own, of batch size 1: a tensor, or a dataclass of tensors whose first axis is the batch."""
     latent_shape: tuple[int, ...]
     """(C, T, H, W) of the noise."""
-    pool: FacePool | None
+    people: tuple[Person, ...]
+    """The subject first."""
     prompt: str = ""
-    reference_D: Tensor | None = None
-    """The face of the input image, for the reward that compares with it."""
     starts: tuple[Callable[[], Tensor], ...] = ()
     """Latents (C, T, H, W) at the first tuned step, read when they are drawn: what a frozen expert made of
     one noise each. None: every draw starts from noise of its own."""
@@ -82,17 +87,24 @@ class Method(Generic[Settings]):
         """What a reward said of the videos, as means.
 
         reward: R_face (Eq. 6). score: the same over frames with a face only. coverage: the share of frames
-        with a face. faceless: the share of videos without any.
+        with a face. faceless: the share of videos without any. Of several people each is the mean over them.
+        worst: the reward of the person of each video who has the least.
         """
-        for draw, score in zip(draws, scores, strict=True):
-            if not score.seen_T.any() and not self._warned:
+        people = [score.people or (score,) for score in scores]
+        for draw, each in zip(draws, people, strict=True):
+            if not any(score.seen_T.any() for score in each) and not self._warned:
                 logger.warning("The video sampled for %s shows no face; said once.", draw.sample.name)
                 self._warned = True
+
+        def averaged(measure: Callable[[RewardScore], float]) -> float:
+            return mean([mean([measure(score) for score in each]) for each in people])
+
         return {
             "reward": mean([score.value.item() for score in scores]),
-            "score": mean([mean(score.per_frame_T[score.seen_T].tolist()) for score in scores]),
-            "coverage": mean([score.seen_T.float().mean().item() for score in scores]),
-            "faceless": mean([float(not score.seen_T.any()) for score in scores]),
+            "worst": mean([min(score.value.item() for score in each) for each in people]),
+            "score": averaged(lambda score: mean(score.per_frame_T[score.seen_T].tolist())),
+            "coverage": averaged(lambda score: score.seen_T.float().mean().item()),
+            "faceless": averaged(lambda score: float(not score.seen_T.any())),
         }
 
     def start(self, draws: Sequence[Draw], condition: Any) -> Tensor:
@@ -120,24 +132,26 @@ class Method(Generic[Settings]):
 
     def score(self, frames_TCHW: Tensor, draw: Draw) -> RewardScore:
         """The reward of one generated video, differentiable in its frames."""
-        wanted = draw.sample
-        pool = wanted.pool
-        if pool is not None and not self.settings.pool_first_frame:
-            pool = without_first_frame(pool)
-        person = person_faces(
+        from ..faces.people import people_faces
+        from ..faces.tracks import see_faces
+
+        people = draw.sample.people
+        if not self.settings.pool_first_frame:
+            people = [replace(one, pool=one.pool and without_first_frame(one.pool)) for one in people]
+        seen = None
+        if asks_for_everybody(self.reward):
+            seen = see_faces(frames_TCHW, self.detector, self.recognizer)
+        faces = people_faces(
             frames_TCHW,
             self.detector,
             self.recognizer,
-            pool=pool,
-            reference_D=wanted.reference_D,
+            people,
             choose=self.settings.choose,
             jitter=self.settings.landmark_jitter,
             generator=draw.generator,
+            seen=seen,
         )
-        seen = None
-        if asks_for_everybody(self.reward):
-            seen = see_faces(frames_TCHW.detach(), self.detector, self.recognizer)
-        return self.reward(GeneratedVideo((person,), wanted.prompt, frames_TCHW, seen=seen))
+        return self.reward(GeneratedVideo(faces, draw.sample.prompt, frames_TCHW, seen=seen))
 
 
 def microbatches(batch: Sequence[Draw], size: int) -> Iterator[Sequence[Draw]]:
@@ -203,6 +217,8 @@ def objective_of(settings: SamplingSettings) -> type[Method]:
 def _methods() -> Iterator[tuple[str, str, Any]]:
     """Name, its start of the classes' names, and module."""
     for file in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        if file.name in NO_METHODS:
+            continue
         module = importlib.import_module(f"{__package__}.{file.name}")
         start = file.name.title().replace("_", "")
         if hasattr(module, f"{start}Objective"):

@@ -63,6 +63,12 @@ class SamplingSettings:
         "tracked",
         "Whose face counts: 'tracked' the subject's, 'largest' each frame's largest, the authors' code.",
     )
+    people: int = knob(
+        1,
+        "People of each clip whose faces count, each against the own pool: 1 the subject; more at most so "
+        "many, the largest and most seen; 0 all of them.",
+        min=0,
+    )
     landmark_jitter: float = knob(
         0.0, "Noise on the five points, in pixels of the crop, so that no exact crop can be fitted.", min=0
     )
@@ -75,6 +81,13 @@ class SamplingSettings:
     microbatch: int = knob(
         1, "Videos of one shape that pass the network together: faster, more memory.", min=1
     )
+
+    def __post_init__(self) -> None:
+        if self.people != 1 and self.choose == "largest":
+            raise ValueError(
+                "Several people are told apart by following them, and 'largest' is one face a frame: choose "
+                "'tracked', or 1 for people."
+            )
 
     def passes(self) -> "Passes":
         """How a video goes through the network, for the plan of memory and time."""
