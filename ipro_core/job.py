@@ -8,23 +8,26 @@ import json
 import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .cache import name_of
-from .clips.scenes import Scene
+from .clips.scenes import PreferredScene, Scene
 from .models.lora import SETTINGS, LowRank, write_lora
-from .runs import Run, latest_state, read_config
-from .studio import Sampler, Samples, Studio, Work
+from .runs import Run, latest_state, read_config, read_metrics
+from .studio import Sampler, Studio, Work
 from .tinyworld import VIDEO_MODEL
 from .training.base import TrainingSample, objective_of
 from .training.loop import adapter_of, train
 from .training.presets import Preset
+from .training.settings import SamplingSettings
 from .types import StepRecord
 
 logger = logging.getLogger("ipro")
 
 LORA = "ipro.safetensors"
+KL_UPDATES = 10
 FIRST_SEED = 1_000_000
 """Of boundary latents for training: what is judged and sampled with the seeds 0, 1, … was not tuned on."""
 
@@ -70,7 +73,14 @@ class Job:
 
     def prepare(self, scenes: Sequence[Scene]) -> Iterator[Work]:
         """What training wants of scenes, stage by stage."""
-        return self.studio.prepare(scenes, self.plan.method, self.seeds)
+        method, voted = self.plan.method, are_voted(scenes)
+        return self.studio.prepare(
+            scenes,
+            method,
+            self.seeds if method.samples and not voted else (),
+            faces="faces" in method.wants and not voted,
+            videos="video" in method.wants or voted,
+        )
 
 
 class Tuner:
@@ -102,16 +112,45 @@ class Tuner:
         return train(self.model, self.objective, self.samples, self.plan.loop, run)
 
 
+class Samples(Sequence[TrainingSample]):
+    """Prepared scenes as training wants them, each read when it is drawn."""
+
+    def __init__(
+        self,
+        studio: Studio,
+        scenes: Sequence[Scene],
+        settings: SamplingSettings,
+        seeds: Sequence[int],
+        adjust: Callable[[TrainingSample], TrainingSample] = lambda sample: sample,
+    ):
+        """adjust: the last word on each sample."""
+        self._scenes, self._adjust = scenes, adjust
+        self._read = partial(studio.training_sample, settings=settings, seeds=seeds)
+
+    def __len__(self) -> int:
+        return len(self._scenes)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._adjust(self._read(self._scenes[index]))
+
+
 class NoFaceError(ValueError):
     """No clip shows a face."""
 
 
+def are_voted(scenes: Sequence[Scene]) -> bool:
+    """Whether these are pairs of videos of which people have preferred one."""
+    return any(isinstance(scene, PreferredScene) for scene in scenes)
+
+
 def usable(studio: Studio, scenes: Sequence[Scene]) -> list[Scene]:
-    """The prepared scenes that show a face.
+    """The prepared scenes that show a face; of pairs that people have voted on all.
 
     Raises:
         NoFaceError: there is none.
     """
+    if are_voted(scenes):
+        return list(scenes)
     kept = studio.with_faces(scenes)
     left_out = [scene.name for scene in scenes if scene not in kept]
     if not kept:
@@ -150,6 +189,13 @@ def adapter_of_run(run: Path) -> tuple[int, dict[str, LowRank]]:
         name: LowRank(kept[f"{name}.lora_A.weight"], kept[f"{name}.lora_B.weight"], rank) for name in names
     }
     return state.step, layers
+
+
+def recent_kl(run: Path) -> float | None:
+    """The KL that is told of a run: the mean over its last updates; None where it was not measured."""
+    last = read_metrics(run)[-KL_UPDATES:]
+    measured = [step.metrics["kl"] for step in last if "kl" in step.metrics]
+    return sum(measured) / len(measured) if measured else None
 
 
 def check_run_fits(run: Path, studio: Studio) -> None:

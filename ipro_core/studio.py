@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from .cache import Cache, Stage, name_of
-from .clips.dataset import faces_stage, image_stage, pools_of, text_stage
-from .clips.scenes import Place, Scene
+from .clips.dataset import faces_stage, image_stage, pools_of, text_stage, video_stage
+from .clips.scenes import Place, PreferredScene, Scene
 from .evaluation.compare import SceneVideos
 from .faces.detector import Detector
 from .faces.pool import in_first_frame
@@ -136,20 +136,31 @@ class Studio:
         return replace(self, model=watch(self.model), high_noise=high)
 
     def prepare(
-        self, scenes: Sequence[Scene], settings: SamplingSettings, seeds: Sequence[int], *, faces: bool = True
+        self,
+        scenes: Sequence[Scene],
+        settings: SamplingSettings,
+        seeds: Sequence[int],
+        *,
+        faces: bool = True,
+        videos: bool = False,
     ) -> Iterator[Work]:
         """All that must be made of scenes before they are trained on or sampled, stage by stage.
 
         Args:
             settings: the schedule, for boundary latents.
             seeds: of each scene's boundary latents, where a frozen expert makes them.
-            faces: whether pools are wanted; scenes without a face then get no boundary latents.
+            faces: whether pools are wanted; scenes without a face are then left out of what follows.
+            videos: whether the clips' own latents are.
         """
         for stage in (self._texts(), self._images(), *([self._faces()] if faces else [])):
             yield Work(stage.name, len(scenes), stage.run(self.cache, scenes))
         if faces:
             scenes = self.with_faces(scenes)
-        if self.high_noise is not None:
+        if videos:
+            rejected = [scene.rejected for scene in scenes if isinstance(scene, PreferredScene)]
+            stage, every = self._videos(), [*scenes, *rejected]
+            yield Work(stage.name, len(every), stage.run(self.cache, every))
+        if self.high_noise is not None and seeds:
             starts = [self.start(scene, seed) for scene in scenes for seed in seeds]
             stage = self._boundary(settings)
             yield Work(stage.name, len(starts), stage.run(self.cache, starts))
@@ -182,7 +193,9 @@ class Studio:
         self, scene: Scene, settings: SamplingSettings, seeds: Sequence[int]
     ) -> TrainingSample:
         """A prepared scene, each of its people with their faces in the clip as the pool (Section 4.2)."""
-        pools = self.pools(scene)[: settings.people or None]
+        rejected = scene.rejected if isinstance(scene, PreferredScene) else None
+        # Of pairs that people have voted on nobody asks for a face.
+        pools = [] if rejected else self.pools(scene)[: settings.people or None]
         starts = [self.start(scene, seed) for seed in seeds] if self.high_noise is not None else []
         return TrainingSample(
             name=scene.name,
@@ -191,7 +204,12 @@ class Studio:
             people=tuple(Person(pool, in_first_frame(pool)) for pool in pools),
             prompt=scene.prompt,
             starts=tuple(partial(self.boundary_latents, start, settings) for start in starts),
+            video=partial(self._video, scene) if rejected or "video" in settings.wants else None,
+            rejected=partial(self._video, rejected) if rejected else None,
         )
+
+    def _video(self, scene: Scene) -> Tensor:
+        return self._kept(self._videos(), scene)["video"]
 
     def _texts(self) -> Stage[Scene]:
         return text_stage(self.text.identity(), self.text.open)
@@ -202,6 +220,13 @@ class Studio:
             return lambda first: first_frame(codec, first.to(self.device), self.framing.frames, self.kind)
 
         return image_stage(f"{self.codec.identity()} for {self.kind}", open_encoder)
+
+    def _videos(self) -> Stage[Scene]:
+        def open_encoder() -> Callable[[Tensor], Tensor]:
+            codec = self.codec.open()
+            return lambda frames_BTCHW: codec.encode(frames_BTCHW.to(self.device))
+
+        return video_stage(self.codec.identity(), open_encoder)
 
     def _faces(self) -> Stage[Scene]:
         return faces_stage(self.faces.identity(), self.faces.open, min_face=self.min_face)
@@ -219,28 +244,6 @@ class Studio:
                 "(train: with --resume), and they are made again."
             )
         return kept
-
-
-class Samples(Sequence[TrainingSample]):
-    """Prepared scenes as training wants them, each read when it is drawn."""
-
-    def __init__(
-        self,
-        studio: Studio,
-        scenes: Sequence[Scene],
-        settings: SamplingSettings,
-        seeds: Sequence[int],
-        adjust: Callable[[TrainingSample], TrainingSample] = lambda sample: sample,
-    ):
-        """adjust: the last word on each sample."""
-        self._scenes, self._adjust = scenes, adjust
-        self._read = partial(studio.training_sample, settings=settings, seeds=seeds)
-
-    def __len__(self) -> int:
-        return len(self._scenes)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._adjust(self._read(self._scenes[index]))
 
 
 class Sampler:

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 CATEGORY = "6 Training"
 ADVICE = (
-    "choose fewer frames or a smaller size in the model's loader, there states_on_host yes and fewer "
-    "resident_blocks, and here microbatch 1 and kept_passes 1. The run is saved: queue again to go on."
+    "choose fewer frames or a smaller size in the model's loader, there states_on_host yes, kept_attentions "
+    "0 and fewer resident_blocks, and here microbatch 1 and kept_passes 1. The run is saved: queue again to "
+    "go on."
 )
 MOVED = ("files", "clips", "loop")
 """What does not name a run: its number of updates, and where files lie; what they hold is compared."""

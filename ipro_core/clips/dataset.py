@@ -1,6 +1,6 @@
-"""Clips made ready for training: prompt, first frame and faces, each encoded once and kept (Section 5.1).
+"""Clips made ready for training: prompt, first frame, faces and video, each encoded once and kept (5.1).
 
-Three stages, each with a network of its own, which is in memory only while its stage runs: text encoder,
+Stages, each with a network of its own, which is in memory only while its stage runs: text encoder,
 video autoencoder, face networks. Training reads what they left. A stage that was broken off goes on.
 """
 
@@ -107,3 +107,19 @@ def pools_of(entry: Mapping[str, Tensor], recognizer: str, source: str) -> list[
         )
         for person in people
     ]
+
+
+def video_stage(made_by: str, open_encoder: Callable[[], Callable[[Tensor], Tensor]]) -> Stage[Scene]:
+    """`video`: the real clip's latents, (C, T, H, W), for methods that learn from it.
+
+    Args:
+        made_by: identifies the autoencoder's weights.
+        open_encoder: gives a function of frames (1, T, 3, H, W).
+    """
+
+    def make() -> Callable[[Scene], Mapping[str, Tensor]]:
+        encode = open_encoder()
+        return lambda scene: {"video": encode(scene.frames()[None])[0]}
+
+    key = {"stage": "video", "made_by": made_by}
+    return Stage("videos", lambda scene: {**key, **scene.key()}, make)

@@ -2,18 +2,22 @@
 
 import argparse
 import logging
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ..clips.scenes import find_videos
-from ..job import LORA, NoFaceError, Tuner, name_of_scenes, save_adapter, showing_faces, usable
+from ..clips.scenes import Scene, find_videos
+from ..evaluation.preferred import VOTES, voted_place, voted_scenes
+from ..evaluation.study import QUESTIONS
+from ..job import LORA, Job, NoFaceError, Tuner, name_of_scenes, save_adapter, showing_faces, usable
 from ..rewards.base import reward_catalogue
 from ..rewards.face_pool import FacePoolReward
 from ..runs import Run, read_config, read_metrics
 from ..tinyworld.scenes import tiny_scenes
 from ..training.base import method_catalogue
+from ..training.dpo import DpoSettings
 from ..training.loop import MAY_DIFFER
 from ..training.presets import PRESETS
 from ..training.settings import LoopSettings, SamplingSettings
@@ -41,7 +45,7 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     """Tune a model, with IPRO or another method, on clips of your own: Wan 2.2, or the embedded world's."""
     tune(options)
     last, lora = read_metrics(options.run)[-1], options.run / "adapters" / LORA
-    print(f"{lora}: update {last.step}, reward {last.metrics['reward']:.3f}, KL {last.metrics['kl']:.4f}")
+    print(f"{lora}: update {last.step}, " + ", ".join(f"{n} {v}" for n, v in _told(last.metrics).items()))
     return {"run": str(options.run), "lora": str(lora), "updates": last.step, **last.metrics}
 
 
@@ -55,6 +59,10 @@ def train_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="Clips to tune on, folders of them (clip.txt its prompt), or a manifest of `ipro curate`.",
     )
+    votes = "A blind study (`ipro study`) whose voted pairs DPO learns from, in the place of clips."
+    parser.add_argument("--votes", type=Path, help=votes)
+    asked = "Which question's votes; default: identity."
+    parser.add_argument("--question", choices=list(QUESTIONS), default="identity", help=asked)
     add_tuning(parser)
 
 
@@ -91,9 +99,11 @@ def tune(options: argparse.Namespace) -> None:
     )
     studio, plan = job.studio, job.plan
     clips = [str(clip.resolve()) for clip in find_videos(options.clips)] or begun.get("clips", [])
+    if options.votes:
+        clips = [voted_place(options.votes, options.question)]
     if job.is_wan and not clips:
         raise ValueError("There is nothing to tune on: give --clips with video files, or folders of them.")
-    scenes = studio.read_clips(clips) if clips else []
+    scenes = _scenes(job, clips)
     count = options.scenes or begun.get("scenes", SCENES)
     config = job.config(clips, count, name_of_scenes(scenes))
     may_differ, device = (*MAY_DIFFER, *MOVED), str(studio.device)
@@ -123,8 +133,22 @@ def tune(options: argparse.Namespace) -> None:
         with closing(tuner.records(run)) as records:
             bar: Any = progress(records, "tuning", total=plan.loop.updates)
             for record in bar:
-                bar.set_postfix(reward=f"{record.metrics['reward']:.3f}", kl=f"{record.metrics['kl']:.4f}")
+                bar.set_postfix(_told(record.metrics))
         save_adapter(options.run, run.adapters / LORA)
+
+
+def _scenes(job: Job, clips: Sequence[str]) -> Sequence[Scene]:
+    if not any(VOTES in clip for clip in clips):
+        return job.studio.read_clips(clips) if clips else []
+    if not isinstance(job.plan.method, DpoSettings):
+        raise ValueError("Votes on pairs of videos are what DPO learns from: give --method dpo with --votes.")
+    return [scene for clip in clips for scene in voted_scenes(clip, job.studio.framing)]
+
+
+def _told(metrics: Mapping[str, float]) -> dict[str, str]:
+    """Those that every method has, and then those that most have."""
+    names = {"loss": "loss", "reward": "reward", "kl": "KL"}
+    return {told: f"{metrics[name]:.4f}" for name, told in names.items() if name in metrics}
 
 
 def export(options: argparse.Namespace) -> dict[str, Any]:

@@ -6,7 +6,10 @@ into somebody else's costs its person. Where people pass each other or a place i
 on.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,10 +17,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..types import Choose, FacePool, Person, PersonFaces
-from .detector import Detector
 from .matching import match
 from .places import follow_places
-from .recognizer import Recognizer
 from .tracks import (
     OTHER_PERSON,
     SAME_PERSON,
@@ -29,6 +30,10 @@ from .tracks import (
     track_of,
     track_person,
 )
+
+if TYPE_CHECKING:
+    from .detector import Detector
+    from .recognizer import Recognizer
 
 STRANGER = 0.25
 """Mean cosine along a track below which it shows nobody known: 174 pairs of clips of different people stayed

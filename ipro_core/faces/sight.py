@@ -145,8 +145,8 @@ def look(seen: SeenFaces, faces: Sequence[Tensor], *, given: int = 0, same: floa
     likeness = [(faces_FD @ middle_ND.T).numpy() for faces_FD in seen.embeddings]
     matched = [match(likeness_FN.T, missing=same) for likeness_FN in likeness]
     tracks, counted = follow_places(seen, same=same), range(given, len(likeness))
-    chosen = match(worth_of_tracks(likeness, tracks, counted), missing=0.0)
-    own = [{} if k is None else tracks[k] for k in chosen]
+    worth_NK = worth_of_tracks(likeness, tracks, counted)
+    own = [{} if k is None else tracks[k] for k in match(worth_NK, missing=0.0)]
     return Sight(seen, likeness, matched, tracks, own, counted, same)
 
 

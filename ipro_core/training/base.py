@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from ..rewards.base import asks_for_everybody
 from ..sampling.flow import shifted_sigmas
 from ..sampling.rollout import sample
 from ..types import FacePool, GeneratedVideo, Person, RewardScore, check_knobs
@@ -53,7 +52,10 @@ class TrainingSample:
     """Latents (C, T, H, W) at the first tuned step, read when they are drawn: what a frozen expert made of
     one noise each. None: every draw starts from noise of its own."""
     video: Callable[[], Tensor] | None = None
-    """Reads the real clip's latents, (C, T, H, W), where the method wants them."""
+    """Reads the real clip's latents, (C, T, H, W), where the method wants them; of two videos that people
+    have compared, the preferred one's."""
+    rejected: Callable[[], Tensor] | None = None
+    """Reads the other one's."""
 
 
 class Method(Generic[Settings]):
@@ -127,6 +129,11 @@ class Method(Generic[Settings]):
             generator = torch.Generator().manual_seed(seed)
         return torch.randn(draw.sample.latent_shape, generator=generator).to(self._adapter_tensor())
 
+    def video(self, read: Callable[[], Tensor] | None) -> Tensor:
+        """A sample's latents that are kept, where and as precise as the adapter is."""
+        assert read is not None, "the settings did not want videos"
+        return read().to(self._adapter_tensor())
+
     def _adapter_tensor(self) -> Tensor:
         return next(iter(self.model.adapter_parameters().values()))
 
@@ -134,6 +141,7 @@ class Method(Generic[Settings]):
         """The reward of one generated video, differentiable in its frames."""
         from ..faces.people import people_faces
         from ..faces.tracks import see_faces
+        from ..rewards.base import asks_for_everybody
 
         people = draw.sample.people
         if not self.settings.pool_first_frame:
@@ -162,6 +170,15 @@ def microbatches(batch: Sequence[Draw], size: int) -> Iterator[Sequence[Draw]]:
     for draws in by_shape.values():
         for first in range(0, len(draws), size):
             yield draws[first : first + size]
+
+
+def by_level(draws: Sequence[Draw], sigmas: Tensor) -> Iterator[tuple[float, list[Draw]]]:
+    """Each draw's noise level, drawn by itself from these, with all draws that have it."""
+    at: dict[float, list[Draw]] = {}
+    for draw in draws:
+        chosen = int(torch.randint(len(sigmas), (), generator=draw.generator))
+        at.setdefault(sigmas[chosen].item(), []).append(draw)
+    yield from at.items()
 
 
 def stack_conditions(conditions: Sequence[Any]) -> Any:

@@ -90,8 +90,18 @@ class Preset:
             raise ValueError(
                 f"The run is of a method {name}, which is not here: take the version that began it."
             )
-        method, reward = method_catalogue()[name](**config[name]), reward_of(config["reward"])
+        method, reward = method_catalogue()[name](**_renamed(config[name])), reward_of(config["reward"])
         return cls(loop, method, reward, config["rank"], Framing(**config.get("framing", {})))
+
+
+def _renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a run that was begun before estimators had names."""
+    settings = dict(settings)
+    if settings.pop("random_grad_steps", False):
+        settings["estimator"] = "alignprop"
+    if ends := settings.pop("low_variance", 0):
+        settings |= {"estimator": "draft-lv", "renoised_ends": ends}
+    return settings
 
 
 PAPER = Preset(

@@ -38,6 +38,8 @@ class SamplingSettings:
 
     wants: ClassVar[tuple[str, ...]] = ("faces",)
     """What is made of each clip beside its text and first frame, see `Studio.prepare`."""
+    samples: ClassVar[bool] = True
+    """Whether the model's own videos are learnt from; else nothing is made ahead by a high-noise expert."""
     needs_gradient: ClassVar[bool] = False
     """Whether the reward's gradient is followed, so that the reward must have one."""
     title: ClassVar[str] = ""
