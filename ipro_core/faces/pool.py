@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..types import FacePool as FacePool
+from .clip_face import ClipFace
 from .detector import Detector
 from .recognizer import Recognizer
 from .tracks import Choose, follow_person, see_faces
@@ -38,7 +39,7 @@ class PoolFigures:
 def build_pool(
     frames_TCHW: Tensor | Iterable[Tensor],
     detector: Detector,
-    recognizer: Recognizer,
+    recognizer: Recognizer | ClipFace,
     *,
     choose: Choose = "tracked",
     reference_D: Tensor | None = None,
@@ -74,7 +75,7 @@ def build_pool(
             f"{min_face:.0f} px are wanted: choose a closer clip, or lower the limit."
         )
     return FacePool(
-        torch.stack([seen.embeddings[t][followed[t]] for t in kept]),
+        torch.stack([seen.compared[t][followed[t]] for t in kept]),
         torch.tensor(kept),
         torch.tensor([t in followed for t in range(frames)]),
         torch.stack([boxes[t] for t in kept]),

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..types import Choose, Face, FacePool, FaceTrack, PersonFaces
 from .alignment import crop_corners, crop_faces
+from .clip_face import ClipFace, follower_of
 from .detector import Detector
 from .recognizer import Recognizer
 
@@ -27,18 +28,29 @@ class SeenFaces:
     detections: list[list[Face]]
     """Of every frame."""
     embeddings: list[Tensor]
-    """Of the same faces, (F, D) a frame, unit length."""
+    """Of the same faces, (F, D) a frame, unit length: they tell people apart."""
+    encoded: list[Tensor] | None = None
+    """What is compared instead, where it is another network's (`ClipFace`)."""
+
+    @property
+    def compared(self) -> list[Tensor]:
+        return self.embeddings if self.encoded is None else self.encoded
 
 
 def see_faces(
-    frames: Tensor | Iterable[Tensor], detector: Detector, recognizer: Recognizer, *, threshold: float = 0.5
+    frames: Tensor | Iterable[Tensor],
+    detector: Detector,
+    recognizer: Recognizer | ClipFace,
+    *,
+    threshold: float = 0.5,
 ) -> SeenFaces:
     """Detect and embed every face, without gradients.
 
     Args:
         frames: (T, 3, H, W) in [0, 1], or such pieces of a video one after the other.
     """
-    seen = SeenFaces([], [])
+    follower = follower_of(recognizer)
+    seen = SeenFaces([], [], None if follower is recognizer else [])
     for piece_TCHW in [frames] if isinstance(frames, Tensor) else frames:
         detections = detector.detect(piece_TCHW, threshold)
         counts = [len(faces) for faces in detections]
@@ -46,7 +58,9 @@ def see_faces(
         points = [face.points_52 for faces in detections for face in faces]
         points_F52 = torch.stack(points) if points else torch.zeros(0, 5, 2)
         seen.detections.extend(detections)
-        seen.embeddings.extend(embed_faces(piece_TCHW, frames_F, points_F52, recognizer).split(counts))
+        for network, embeddings in ((follower, seen.embeddings), (recognizer, seen.encoded)):
+            if embeddings is not None:
+                embeddings.extend(embed_faces(piece_TCHW, frames_F, points_F52, network).split(counts))
     return seen
 
 
@@ -125,7 +139,7 @@ def follow_people(detections: Sequence[Sequence[Face]], embeddings: Sequence[Ten
 def find_person(
     frames_TCHW: Tensor,
     detector: Detector,
-    recognizer: Recognizer,
+    recognizer: Recognizer | ClipFace,
     *,
     choose: Choose = "tracked",
     reference_D: Tensor | None = None,
@@ -134,13 +148,18 @@ def find_person(
     """Detect every face and follow one person; see `track_person`. Without gradients."""
     if choose == "largest":
         return track_person(detector.detect(frames_TCHW, threshold), choose=choose)
-    seen = see_faces(frames_TCHW, detector, recognizer, threshold=threshold)
+    follower = follower_of(recognizer)
+    seen = see_faces(frames_TCHW, detector, follower, threshold=threshold)
+    if follower is not recognizer:
+        reference_D = None  # another network's: the largest face of the first frame is the subject
     reference_D = None if reference_D is None else reference_D.detach().cpu().float()
     return track_person(seen.detections, seen.embeddings, choose=choose, reference_D=reference_D)
 
 
 @torch.no_grad()
-def embed_faces(frames_TCHW: Tensor, frames_F: Tensor, points_F52: Tensor, recognizer: Recognizer) -> Tensor:
+def embed_faces(
+    frames_TCHW: Tensor, frames_F: Tensor, points_F52: Tensor, recognizer: Recognizer | ClipFace
+) -> Tensor:
     """The embeddings of faces given by their frame and points, (F, D) on the CPU, without gradients."""
     if not len(frames_F):
         return torch.zeros(0, recognizer.dim)
@@ -155,7 +174,7 @@ def embed_faces(frames_TCHW: Tensor, frames_F: Tensor, points_F52: Tensor, recog
 def person_faces(
     frames_TCHW: Tensor,
     detector: Detector,
-    recognizer: Recognizer,
+    recognizer: Recognizer | ClipFace,
     *,
     pool: FacePool | None = None,
     reference_D: Tensor | None = None,
