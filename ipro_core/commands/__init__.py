@@ -5,7 +5,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from . import bench, curate, demo, doctor, evaluate, pools, sample, study, train
+from . import bench, curate, demo, doctor, evaluate, pools, prompts, sample, study, train
 
 
 class Command(NamedTuple):
@@ -19,6 +19,7 @@ COMMANDS = {
     "curate": Command(curate.curate, curate.curate_arguments),
     "pool": Command(pools.pool, pools.pool_arguments),
     "score": Command(pools.score, pools.score_arguments),
+    "prompts": Command(prompts.prompts, prompts.prompts_arguments),
     "sample": Command(sample.sample, sample.sample_arguments),
     "train": Command(train.train, train.train_arguments),
     "evaluate": Command(evaluate.evaluate, evaluate.evaluate_arguments),
