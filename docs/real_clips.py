@@ -39,7 +39,8 @@ from ipro_core.rewards.face_pool import FacePoolReward
 from ipro_core.runs import Run, read_metrics
 from ipro_core.sampling.flow import shifted_sigmas
 from ipro_core.sampling.rollout import sample
-from ipro_core.training.ipro import IproObjective, IproSettings, TrainingSample
+from ipro_core.training.base import TrainingSample
+from ipro_core.training.ipro import IproObjective, IproSettings
 from ipro_core.training.loop import MAY_DIFFER, LoopSettings, train
 from ipro_core.types import FacePool
 

@@ -36,7 +36,7 @@ def training(preset: Preset, **loop: Any) -> Graph:
     """From `model` and `dataset` to a run and its LoRA."""
     return {
         "reward": node("IPRO_FacePoolReward", **asdict(preset.reward)),  # type: ignore[call-overload]
-        "objective": node("IPRO_Objective", reward=("reward", 0), **asdict(preset.ipro)),
+        "objective": node("IPRO_Objective", reward=("reward", 0), **asdict(preset.method)),
         "train": node(
             "IPRO_Train",
             video_model=("model", 0),
@@ -215,7 +215,7 @@ def evaluation() -> Graph:
 
 def generating() -> Graph:
     """The official template whole, and the tuned LoRA on its low-noise model."""
-    preset, graph = PRESETS["local-14b"].ipro, template()
+    preset, graph = PRESETS["local-14b"].method, template()
     switch = expert_switch(preset.steps, preset.shift, BOUNDARY["I2V-A14B"])
     graph["low shift"]["inputs"]["model"] = ["tuned", 0]
     steps = {"steps": preset.steps, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple"}

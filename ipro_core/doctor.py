@@ -139,7 +139,7 @@ def _plan(job: str, findings: Sequence[Finding], framing: Framing, device: torch
     network, preset = findings[0].found, PRESETS["local-5b" if job == "TI2V-5B" else "local-14b"]
     file = open_wan_file(network[0]) if network else released_file(job, "fp8")
     try:
-        plan = plan_wan(file, framing, DeviceSettings(device=str(device)), (preset.ipro, preset.rank))
+        plan = plan_wan(file, framing, DeviceSettings(device=str(device)), (preset.method, preset.rank))
     except ValueError as error:
         return f"plan     {error}"
     return "plan     " + plan.text().replace("\n", "\n         ")

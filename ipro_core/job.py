@@ -17,7 +17,7 @@ from .models.lora import SETTINGS, LowRank, write_lora
 from .runs import Run, latest_state, read_config
 from .studio import Sampler, Samples, Studio, Work
 from .tinyworld import VIDEO_MODEL
-from .training.ipro import IproObjective, TrainingSample
+from .training.base import TrainingSample, objective_of
 from .training.loop import adapter_of, train
 from .training.presets import Preset
 from .types import StepRecord
@@ -45,7 +45,7 @@ class Job:
     @property
     def seeds(self) -> range:
         """Of the boundary latents that training begins from."""
-        return range(FIRST_SEED, FIRST_SEED + self.plan.ipro.boundary_seeds)
+        return range(FIRST_SEED, FIRST_SEED + self.plan.method.boundary_seeds)
 
     def config(self, clips: Sequence[str], scenes: int, told: str) -> dict[str, Any]:
         """What config.json keeps: settings, and what all else that the numbers depend on is told by.
@@ -70,7 +70,7 @@ class Job:
 
     def prepare(self, scenes: Sequence[Scene]) -> Iterator[Work]:
         """What training wants of scenes, stage by stage."""
-        return self.studio.prepare(scenes, self.plan.ipro, self.seeds)
+        return self.studio.prepare(scenes, self.plan.method, self.seeds)
 
 
 class Tuner:
@@ -92,9 +92,10 @@ class Tuner:
         self.model.new_adapter(self.plan.rank, seed=self.plan.loop.seed)
         codec, models = studio.codec.open(), studio.faces.open()
         looking = studio.looking(codec, *models)
-        self.objective = IproObjective(self.model, looking, *models, self.plan.reward, self.plan.ipro)
-        self.samples = Samples(studio, scenes, self.plan.ipro, job.seeds, adjust)
-        self.sampler = Sampler(studio, self.model, codec, self.plan.ipro)
+        objective = objective_of(self.plan.method)
+        self.objective = objective(self.model, looking, *models, self.plan.reward, self.plan.method)
+        self.samples = Samples(studio, scenes, self.plan.method, job.seeds, adjust)
+        self.sampler = Sampler(studio, self.model, codec, self.plan.method)
 
     def records(self, run: Run | None = None) -> Generator[StepRecord, None, None]:
         """See `training.loop.train`."""

@@ -29,7 +29,8 @@ from .models.vae import WanVae
 from .sampling.boundary import Start, boundary_stage
 from .sampling.flow import expert_switch, shifted_sigmas
 from .sampling.rollout import sample
-from .training.ipro import IproSettings, TrainingSample
+from .training.base import TrainingSample
+from .training.settings import SamplingSettings
 from .types import Framing
 
 Opened = TypeVar("Opened", covariant=True)
@@ -73,7 +74,7 @@ class Studio:
     model: Network[AdaptedVideoModel]
     """What is tuned: of two experts the low-noise one."""
     high_noise: Network[VideoModel] | None
-    """The frozen expert that samples the steps before `IproSettings.first_tuned_step`."""
+    """The frozen expert that samples the steps before `SamplingSettings.first_tuned_step`."""
     judge: Network[Recognizer] | None
     """Measures, never rewards."""
     cache: Cache
@@ -89,7 +90,7 @@ class Studio:
     min_face: float = 24.0
     """Smallest face of a pool, in pixels of the clip."""
 
-    def fit(self, settings: IproSettings, *, asked: bool, known: bool) -> IproSettings:
+    def fit(self, settings: SamplingSettings, *, asked: bool, known: bool) -> SamplingSettings:
         """The settings with the first tuned step that the model has: the first of the low-noise expert's.
 
         Args:
@@ -134,7 +135,7 @@ class Studio:
         return replace(self, model=watch(self.model), high_noise=high)
 
     def prepare(
-        self, scenes: Sequence[Scene], settings: IproSettings, seeds: Sequence[int], *, faces: bool = True
+        self, scenes: Sequence[Scene], settings: SamplingSettings, seeds: Sequence[int], *, faces: bool = True
     ) -> Iterator[Work]:
         """All that must be made of scenes before they are trained on or sampled, stage by stage.
 
@@ -167,11 +168,13 @@ class Studio:
             name = name_of({"text": self._texts().key(scene), "image": self._images().key(scene)})
         return Start(name, self.latent_shape, seed, partial(self.condition, scene))
 
-    def boundary_latents(self, start: Start, settings: IproSettings) -> Tensor:
+    def boundary_latents(self, start: Start, settings: SamplingSettings) -> Tensor:
         """What the frozen expert made of a prepared start, (C, T, H, W)."""
         return self._kept(self._boundary(settings), start)["latents"]
 
-    def training_sample(self, scene: Scene, settings: IproSettings, seeds: Sequence[int]) -> TrainingSample:
+    def training_sample(
+        self, scene: Scene, settings: SamplingSettings, seeds: Sequence[int]
+    ) -> TrainingSample:
         """A prepared scene with its clip's faces as the pool (Section 4.2)."""
         kept = self._kept(self._faces(), scene)
         pool = pool_of(kept, self.faces.identity().rpartition(", ")[2], scene.name)
@@ -199,7 +202,7 @@ class Studio:
     def _faces(self) -> Stage[Scene]:
         return faces_stage(self.faces.identity(), self.faces.open, min_face=self.min_face)
 
-    def _boundary(self, settings: IproSettings) -> Stage[Start]:
+    def _boundary(self, settings: SamplingSettings) -> Stage[Start]:
         assert self.high_noise is not None
         sigmas = shifted_sigmas(settings.steps, settings.shift)[: settings.first_tuned_step + 1]
         return boundary_stage(self.high_noise.identity(), self.high_noise.open, sigmas, self.device)
@@ -221,7 +224,7 @@ class Samples(Sequence[TrainingSample]):
         self,
         studio: Studio,
         scenes: Sequence[Scene],
-        settings: IproSettings,
+        settings: SamplingSettings,
         seeds: Sequence[int],
         adjust: Callable[[TrainingSample], TrainingSample] = lambda sample: sample,
     ):
@@ -239,7 +242,7 @@ class Samples(Sequence[TrainingSample]):
 class Sampler:
     """Videos by an open model, of prepared scenes."""
 
-    def __init__(self, studio: Studio, model: VideoModel, codec: VideoCodec, settings: IproSettings):
+    def __init__(self, studio: Studio, model: VideoModel, codec: VideoCodec, settings: SamplingSettings):
         """settings: the schedule, and from which step the adapter is on."""
         self.studio, self.model, self.codec, self.settings = studio, model, codec, settings
         self.sigmas = shifted_sigmas(settings.steps, settings.shift)

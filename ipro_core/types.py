@@ -7,7 +7,7 @@ unit length; sigma, the noise level, runs 1 → 0.
 """
 
 import json
-from dataclasses import MISSING, dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,8 +38,9 @@ def knob(default: Any, help: str, *, min: float | None = None, max: float | None
 
 def check_knobs(settings: Any) -> None:
     """Raise ValueError, naming the setting, where an instance breaks the limits its knobs declare."""
-    for name, declared in settings.__dataclass_fields__.items():
-        value, limits = getattr(settings, name), declared.metadata
+    for declared in fields(settings):
+        name, limits = declared.name, declared.metadata
+        value = getattr(settings, name)
         low, high = limits.get("min", -float("inf")), limits.get("max", float("inf"))
         if isinstance(value, int | float) and not low <= value <= high:
             raise ValueError(f"{name} must lie between {low} and {high}, not {value}: {limits['help']}")

@@ -26,14 +26,14 @@ from .models.vae import load_vae
 from .models.wan import WanVideoModel, load_video_model
 from .models.wan_files import WanFile
 from .studio import Network, Studio
-from .training.ipro import IproSettings
+from .training.settings import SamplingSettings
 from .types import Framing
 from .wan_job import check_others, open_experts
 from .wan_settings import A14B_FRAMING, BOUNDARY, TI2V_5B_FRAMING, DeviceSettings, WanFiles
 
 logger = logging.getLogger("ipro")
 
-Tuning = tuple[IproSettings, int]
+Tuning = tuple[SamplingSettings, int]
 """What an update's memory and time hang on beside the network: the settings, and the adapter's rank."""
 
 
@@ -78,7 +78,7 @@ def plan_wan(
         device_bytes=sys.maxsize if by_hand else device_bytes(device),
         host_bytes=sys.maxsize if by_hand else host_bytes(),
         rate=measured_rate(device),
-        passes=_passes(settings) if settings else Passes.sampling(8, decodes),
+        passes=settings.passes() if settings else Passes.sampling(8, decodes),
         rank=rank,
         batch=settings.microbatch if settings else 1,
         drafted=drafted,
@@ -90,13 +90,6 @@ def plan_wan(
             "By the plan this takes more memory than there is, and it was asked for:\n%s", plan.text()
         )
     return plan
-
-
-def _passes(settings: IproSettings) -> Passes:
-    steps = settings.steps - settings.first_tuned_step
-    grad_steps = min(settings.grad_steps, steps)
-    compared = min(settings.reference_steps or grad_steps, grad_steps) * settings.reference_chance
-    return Passes.of(steps, grad_steps, compared, settings.kl_through == "detached", settings.kept_passes)
 
 
 def _device(wanted: DeviceSettings) -> torch.device:

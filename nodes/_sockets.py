@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..ipro_core.clips.scenes import Scene, ShownScene, find_videos, fit
 from ..ipro_core.files import fingerprint
-from ..ipro_core.training.settings import IproSettings
+from ..ipro_core.training.settings import SamplingSettings
 from ..ipro_core.types import Clip, FacePool, Framing
 from ..ipro_core.wan_settings import DeviceSettings, WanFiles
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..ipro_core.evaluation.verdict import Comparison
     from ..ipro_core.rewards.base import Reward
     from ..ipro_core.studio import Network, Studio
-    from ..ipro_core.training.ipro import TrainingSample
+    from ..ipro_core.training.base import TrainingSample
     from ..ipro_core.training.presets import Preset
     from ..ipro_core.wan_studio import Tuning
 
@@ -152,7 +152,7 @@ class Dataset:
 class Goal:
     """An objective before there is a model."""
 
-    settings: IproSettings
+    settings: SamplingSettings
     reward: Reward
 
 

@@ -94,7 +94,7 @@ def judge(studio: Studio, run: RunFolder, clips: ClipChoice, seeds: range) -> tu
     from ..ipro_core.studio import Sampler
     from ..ipro_core.training.presets import Preset
 
-    settings = studio.fit(Preset.from_config(read_config(run.folder)).ipro, asked=False, known=True)
+    settings = studio.fit(Preset.from_config(read_config(run.folder)).method, asked=False, known=True)
     scenes = showing_faces(studio, clips.scenes(studio))
     if not scenes:
         raise ValueError("No clip shows a face in its first frame, to compare with: choose others.")

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..ipro_core.clips.scenes import ShownScene, fit
 from ..ipro_core.sampling.flow import expert_switch, shifted_sigmas
-from ..ipro_core.training.settings import IproSettings
+from ..ipro_core.training.settings import SamplingSettings
 from ..ipro_core.wan_settings import BOUNDARY
 from . import _comfy
 from ._sockets import (
@@ -94,7 +94,7 @@ class SampleVideo(io.ComfyNode):
 class LightningSchedule(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        others = [knob.name for knob in fields(IproSettings) if knob.name not in ("steps", "shift")]
+        others = [knob.name for knob in fields(SamplingSettings) if knob.name not in ("steps", "shift")]
         return _comfy.schema(
             "LightningSchedule",
             "Lightning Schedule",
@@ -107,7 +107,7 @@ class LightningSchedule(io.ComfyNode):
                     options=list(BOUNDARY),
                     tooltip="Whose two experts: I2V-A14B's part at noise level 0.9, T2V-14B's at 0.875.",
                 ),
-                *widgets(IproSettings, without=others),
+                *widgets(SamplingSettings, without=others),
             ],
             outputs=[
                 io.Sigmas.Output(display_name="high_sigmas", tooltip="For the high-noise expert."),
@@ -157,7 +157,7 @@ class BoundaryLatents(io.ComfyNode):
 
         studio = dataset.open_studio(video_model)
         settings = studio.fit(objective.settings, asked=False, known=True)
-        job = Job(studio, replace(video_model.preset, ipro=settings), video_model.files)
+        job = Job(studio, replace(video_model.preset, method=settings), video_model.files)
         scenes = dataset.clips.scenes(studio)
         for work in job.watched(_comfy.look).prepare(scenes):
             for _ in _comfy.shown(work.items, work.total):
@@ -168,14 +168,14 @@ class BoundaryLatents(io.ComfyNode):
         return io.NodeOutput(dataset, len(studio.with_faces(scenes)) * len(job.seeds))
 
 
-def schedule(model: ModelChoice, run: RunFolder | None, goal: Goal | None) -> IproSettings:
+def schedule(model: ModelChoice, run: RunFolder | None, goal: Goal | None) -> SamplingSettings:
     """The settings that are sampled by."""
     from ..ipro_core.runs import read_config
     from ..ipro_core.training.presets import Preset
 
     if goal:
         return goal.settings
-    return Preset.from_config(read_config(run.folder)).ipro if run else model.preset.ipro
+    return Preset.from_config(read_config(run.folder)).method if run else model.preset.method
 
 
 NODES = [LightningSchedule, BoundaryLatents, SampleVideo]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping
 from contextlib import closing
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
-from ..ipro_core.training.settings import IproSettings, LoopSettings
+from ..ipro_core.training.base import method_catalogue
+from ..ipro_core.training.settings import LoopSettings, SamplingSettings
 from . import _comfy
 from ._monitor import Monitor, latest_sample, run_folder, run_told, write_sample
 from ._sockets import DATASET, MODEL, OBJECTIVE, REWARD, RUN, Dataset, Goal, ModelChoice, RunFolder
@@ -30,26 +32,31 @@ MOVED = ("files", "clips", "loop")
 """What does not name a run: its number of updates, and where files lie; what they hold is compared."""
 
 
-class IproObjective(io.ComfyNode):
-    @classmethod
-    def define_schema(cls):
-        return _comfy.schema(
-            "Objective",
-            "IPRO Objective",
-            CATEGORY,
-            "Sample from noise, score the faces, stay near the frozen model (Eq. 3 to 7). The values here "
-            "are the paper's; the workflows that come with the pack hold those for a 14B and a 5B model on "
-            "one card.",
-            inputs=[
-                REWARD.Input("reward", tooltip="What is rewarded."),
-                *widgets(IproSettings, plain=("steps", "shift", "grad_steps", "reward_weight", "kl_weight")),
-            ],
-            outputs=[OBJECTIVE.Output(display_name="objective", tooltip="For Train and Sample Video.")],
-        )
+def objective_node(name: str, kind: type[SamplingSettings]) -> type[io.ComfyNode]:
+    """The node of one method: its knobs and the reward in, the objective out."""
 
-    @classmethod
-    def execute(cls, reward, **knobs: Any) -> io.NodeOutput:
-        return io.NodeOutput(Goal(settings_of(IproSettings, knobs), reward))
+    class ObjectiveNode(io.ComfyNode):
+        @classmethod
+        def define_schema(cls):
+            return _comfy.schema(
+                # The first method's, which had no other beside it.
+                "Objective" if name == "ipro" else f"{kind.__name__.removesuffix('Settings')}Objective",
+                f"{kind.title} Objective",
+                CATEGORY,
+                " ".join(inspect.getdoc(kind).split()),  # type: ignore[union-attr]
+                inputs=[
+                    REWARD.Input("reward", tooltip="What is rewarded."),
+                    *widgets(kind, plain=("steps", "shift", *kind.plain)),
+                ],
+                outputs=[OBJECTIVE.Output(display_name="objective", tooltip="For Train and Sample Video.")],
+            )
+
+        @classmethod
+        def execute(cls, reward, **knobs: Any) -> io.NodeOutput:
+            return io.NodeOutput(Goal(settings_of(kind, knobs), reward))
+
+    ObjectiveNode.__name__ = ObjectiveNode.__qualname__ = kind.__name__.replace("Settings", "Objective")
+    return ObjectiveNode
 
 
 class Train(io.ComfyNode):
@@ -103,8 +110,8 @@ def opened(model: ModelChoice, dataset: Dataset, plan: Preset) -> Job:
     """A job by this plan, but for what the model decides: its size, and where its part begins."""
     from ..ipro_core.job import Job
 
-    studio = dataset.open_studio(model, (plan.ipro, plan.rank))
-    plan = replace(plan, ipro=studio.fit(plan.ipro, asked=False, known=True), framing=studio.framing)
+    studio = dataset.open_studio(model, (plan.method, plan.rank))
+    plan = replace(plan, method=studio.fit(plan.method, asked=False, known=True), framing=studio.framing)
     return Job(studio, plan, {**model.files, "faces": str(dataset.faces)})
 
 
@@ -181,13 +188,9 @@ def results(folder: Path) -> tuple[RunFolder, dict[str, Any], dict[str, list[flo
     """What a run leaves: itself, its adapter by the host's names, and the loss of each update."""
     from ..ipro_core.job import LORA, adapter_of_run, save_adapter
     from ..ipro_core.models.lora import lora_tensors
-    from ..ipro_core.runs import read_config, read_metrics
+    from ..ipro_core.runs import read_metrics
 
-    config = read_config(folder)["ipro"]
-    loss = [
-        config["kl_weight"] * record.metrics["kl"] - config["reward_weight"] * record.metrics["reward"]
-        for record in read_metrics(folder)
-    ]
+    loss = [record.metrics["loss"] for record in read_metrics(folder)]
     save_adapter(folder, folder / "adapters" / LORA)
     return RunFolder(folder), lora_tensors(adapter_of_run(folder)[1]), {"loss": loss}
 
@@ -314,4 +317,5 @@ def _runs() -> list[str]:
     return sorted(config.parent.name for config in run_folder("").glob("*/config.json"))
 
 
-NODES = [IproObjective, Train, ResumeRun, LoadRun, SaveLora]
+NODES = [objective_node(name, kind) for name, kind in method_catalogue().items()]
+NODES += [Train, ResumeRun, LoadRun, SaveLora]

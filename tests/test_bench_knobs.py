@@ -41,7 +41,7 @@ def test_a_fair_choice_has_no_bias_and_the_authors_anchor_has():
     for name, parameter in model.adapter_parameters().items():
         if "lora_B" in name:
             parameter.data.normal_(std=0.02, generator=torch.Generator().manual_seed(len(name)))
-    settings = replace(TINY.ipro, steps=3, first_tuned_step=0, grad_steps=3, kl_weight=3.0)
+    settings = replace(TINY.method, steps=3, first_tuned_step=0, grad_steps=3, kl_weight=3.0)
     settings = replace(settings, reference_steps=0, kept_passes=1)
     scenes = list(tiny_scenes("tuning", 1)) * 8  # eight noises of one scene: their gradients have a mean
     for work in studio.prepare(scenes, settings, ()):

@@ -58,7 +58,7 @@ def test_the_low_noise_expert_begins_where_the_high_noise_one_leaves_off(jobs):
     config = json.loads((job.run / "config.json").read_text())
     assert config["ipro"]["first_tuned_step"] == 3  # of 8 steps at shift 5: 1, 0.972, 0.938 lie above 0.9
     studio, seed = job.studio(), FIRST_SEED
-    (scene, _), settings = studio.read_clips([job.clips]), LOCAL_14B.ipro
+    (scene, _), settings = studio.read_clips([job.clips]), LOCAL_14B.method
     high = load_video_model(job.files["high-noise"])
     import_lora(job.files["high-lightning"], high, frozen=True)
     start = studio.start(scene, seed)
@@ -72,7 +72,7 @@ def test_one_network_is_tuned_from_the_first_step_on_new_noise(jobs):
     job = jobs["TI2V-5B"]
     assert json.loads((job.run / "config.json").read_text())["ipro"]["first_tuned_step"] == 0
     studio = job.studio()
-    drawn = studio.training_sample(studio.read_clips([job.clips])[0], LOCAL_14B.ipro, [0, 1])
+    drawn = studio.training_sample(studio.read_clips([job.clips])[0], LOCAL_14B.method, [0, 1])
     assert drawn.starts == () and drawn.latent_shape == (48, 2, 2, 2)
     first = studio.codec.open().encode(studio.read_clips([job.clips])[0].first()[None, None])
     assert torch.equal(drawn.condition.first_BC1HW, first)

@@ -20,7 +20,7 @@ from ipro_core.tinyworld.scenes import (
     tiny_scenes,
 )
 from ipro_core.tinyworld.world import IDENTITY, STATE, draw_clips, draw_identities, draw_pictures, truth
-from ipro_core.training.ipro import IproSettings
+from ipro_core.training.settings import SamplingSettings
 
 TURN = "a person turns left and keeps calm"
 
@@ -223,7 +223,7 @@ def test_insightface_opens_the_pack_and_finds_the_same_faces(world):
 
 def test_the_video_model_opens_as_a_wan_file_and_answers(world):
     scene = next(tiny_scenes("checks", 1))
-    for work in world.prepare([scene], IproSettings(), (), faces=False):
+    for work in world.prepare([scene], SamplingSettings(), (), faces=False):
         assert list(work.items) == [scene]
     condition, codec = world.condition(scene), world.codec.open()
     x = torch.randn(1, 16, 3, 12, 12, generator=torch.Generator().manual_seed(0))

@@ -1,6 +1,7 @@
 """The IPRO objective on toys: shares add up, lost faces count, the reward rises and the anchor holds."""
 
-from dataclasses import dataclass, replace
+import json
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -15,16 +16,19 @@ from ipro_core.rewards.face_pool import FacePoolReward
 from ipro_core.runs import Run
 from ipro_core.sampling.gradient import reward_gradient
 from ipro_core.sampling.rollout import sample as sampled
-from ipro_core.training.ipro import (
-    IproObjective,
-    IproSettings,
+from ipro_core.training.base import (
     TrainingSample,
+    method_catalogue,
+    method_of,
     microbatches,
+    objective_of,
     stack_conditions,
     without_first_frame,
 )
+from ipro_core.training.ipro import IproObjective, IproSettings
 from ipro_core.training.loop import Draw, LoopSettings, draw_batch, train
-from ipro_core.training.presets import PRESETS
+from ipro_core.training.presets import PRESETS, TINY, Preset
+from ipro_core.training.settings import SamplingSettings
 from ipro_core.types import Face, FacePool, check_knobs
 
 SIDE = 12
@@ -229,20 +233,37 @@ def test_a_resumed_tuning_ends_in_the_same_bytes(tmp_path: Path):
 def test_presets_keep_their_limits_and_the_papers_numbers():
     for preset in PRESETS.values():
         check_knobs(preset.loop)
-        check_knobs(preset.ipro)
+        check_knobs(preset.method)
     paper, code = PRESETS["paper"], PRESETS["authors-code"]
     assert (paper.loop.learning_rate, paper.loop.batch_size, paper.loop.updates) == (2e-5, 64, 100)  # 5.1
-    assert (paper.ipro.steps, paper.ipro.grad_steps) == (8, 4)  # 5.1
-    assert (paper.ipro.reward_weight, paper.ipro.kl_weight) == (0.1, 1.0)  # 5.1
-    assert code.ipro.reward_weight == 0.625  # 0.1 / 0.16
+    assert (paper.method.steps, paper.method.grad_steps) == (8, 4)  # 5.1
+    assert (paper.method.reward_weight, paper.method.kl_weight) == (0.1, 1.0)  # 5.1
+    assert code.method.reward_weight == 0.625  # 0.1 / 0.16
 
 
 def test_every_knob_can_become_a_flag():
-    for settings in (LoopSettings, IproSettings):
-        assert get_type_hints(settings).keys() == settings.__dataclass_fields__.keys()
-        assert all(
-            "%" not in declared.metadata["help"] for declared in settings.__dataclass_fields__.values()
-        )
+    for settings in (LoopSettings, *method_catalogue().values()):
+        hints = get_type_hints(settings)
+        assert all(knob.name in hints and "%" not in knob.metadata["help"] for knob in fields(settings))
+
+
+def test_another_method_keeps_the_schedule_and_says_which_knobs_it_lacks():
+    @dataclass(frozen=True)
+    class Other(SamplingSettings):
+        pass
+
+    preset = replace(TINY, method=Other(first_tuned_step=2, shift=3.0))
+    plan = preset.changed(method="ipro", grad_steps=3).method
+    assert isinstance(plan, IproSettings) and objective_of(plan) is IproObjective
+    assert (plan.first_tuned_step, plan.shift, plan.grad_steps, plan.kl_weight) == (2, 3.0, 3, 1.0)
+    with pytest.raises(ValueError, match="no method sft-2"):
+        preset.changed(method="sft-2")
+    with pytest.raises(ValueError, match="ipro has no setting colour"):
+        TINY.changed(colour=1)
+    kept = Preset.from_config(json.loads(json.dumps(TINY.config())))
+    assert kept.method == TINY.method and method_of(kept.method) == "ipro"
+    with pytest.raises(ValueError, match="method magic, which is not here"):
+        Preset.from_config({**TINY.config(), "method": "magic"})
 
 
 # Fewer passes: each choice gives the whole gradient in expectation, hence exactly when every choice is taken

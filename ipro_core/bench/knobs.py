@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from ..models.wan import WanVideoModel
-from ..training.ipro import IproObjective, TrainingSample
+from ..training.base import TrainingSample
+from ..training.ipro import IproObjective
 from ..training.loop import Draw
 
 AGAIN, BACKWARD = 0.52, 1.81

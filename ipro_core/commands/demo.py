@@ -31,7 +31,7 @@ def demo(options: argparse.Namespace) -> dict[str, Any]:
     config, films = read_config(options.run), list[Tensor]()
     studio = open_tiny_world(config["files"]["faces"] or None)
     comparison = judge(
-        options, studio, [], Preset.from_config(config).ipro, lambda _, film_TCHW: films.append(film_TCHW)
+        options, studio, [], Preset.from_config(config).method, lambda _, film_TCHW: films.append(film_TCHW)
     )
     report = options.run / "report.html"
     write_reports(report, comparison, config, options.run)

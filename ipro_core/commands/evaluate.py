@@ -23,7 +23,7 @@ from ..job import shareable, showing_faces
 from ..runs import read_metrics
 from ..studio import Sampler, Studio
 from ..tinyworld.scenes import tiny_scenes
-from ..training.ipro import IproSettings
+from ..training.settings import SamplingSettings
 from .evaluate_videos import compare_files, given_videos, told, videos_arguments
 from .flags import given_knobs, progress
 from .guards import add_guards, guard_lines, open_guards
@@ -69,7 +69,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
             write_video(options.run / "samples" / f"{scene}.mp4", film_TCHW, studio.framing.fps)
 
     guards = open_guards(options, studio, report)
-    comparison = judge(options, studio, scenes, job.plan.ipro, show, guards)
+    comparison = judge(options, studio, scenes, job.plan.method, show, guards)
     found = guards.results() if guards else GuardResults()
     write_reports(report, comparison, config, options.run, found)
     print("\n".join([*guard_lines(found), table(comparison, report)]))
@@ -100,7 +100,7 @@ def judge(
     options: argparse.Namespace,
     studio: Studio,
     scenes: Sequence[Scene],
-    settings: IproSettings,
+    settings: SamplingSettings,
     show: Callable[[str, Tensor], None],
     guards: Guards | None = None,
 ) -> Comparison:

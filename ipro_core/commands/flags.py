@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -26,14 +26,18 @@ def progress_bar(what: str, total: int | None = None, items: Iterable[Any] | Non
 
 
 def add_knobs(
-    parser: argparse.ArgumentParser, settings: type, only: Sequence[str] = (), title: str = ""
+    parser: argparse.ArgumentParser,
+    settings: type,
+    only: Sequence[str] = (),
+    title: str = "",
+    without: Collection[str] = (),
 ) -> None:
     """One flag for each knob of a settings class, or for some; those not given stay out of the options."""
     hints = get_type_hints(settings)
     title = title or settings.__name__.removesuffix("Settings").lower() + " settings"
     group = parser.add_argument_group(title)
     for declared in fields(settings):
-        if only and declared.name not in only:
+        if (only and declared.name not in only) or declared.name in without:
             continue
         kind, flag = hints[declared.name], "--" + declared.name.replace("_", "-")
         about: dict[str, Any] = {"help": declared.metadata["help"], "default": argparse.SUPPRESS}

@@ -18,8 +18,8 @@ from ..models.wan_files import open_wan_file
 from ..runs import read_config
 from ..studio import Studio, Work
 from ..tinyworld import open_tiny_world
-from ..training.ipro import IproSettings
 from ..training.presets import PRESETS, Preset
+from ..training.settings import SamplingSettings
 from ..types import Framing
 from ..wan_settings import DeviceSettings, WanFiles
 from ..wan_studio import open_wan
@@ -42,7 +42,7 @@ def add_networks(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
-    add_knobs(parser, IproSettings, only=SCHEDULE)
+    add_knobs(parser, SamplingSettings, only=SCHEDULE)
     add_knobs(parser, Framing)
 
 
@@ -80,7 +80,7 @@ def open_job(
         own = "local-5b" if open_wan_file(wan.model).kind == "TI2V-5B" else "local-14b"
         plan = _plan(config, preset or own).changed(**given)
         pack = find_pack(files["faces"] or "antelopev2", pack_roots()) if looks_at_faces else None
-        tuning = (plan.ipro, plan.rank) if tuned else None
+        tuning = (plan.method, plan.rank) if tuned else None
         studio = open_wan(wan, pack, plan.framing, wanted, tuning)
     else:
         strays = [name for name in FILES if name != "cache" and files[name]]
@@ -96,12 +96,12 @@ def open_job(
         studio = open_tiny_world(pack, wanted.device or "cpu")
     asked = "first_tuned_step" in given
     # A preset speaks of two experts; a run and the embedded world know their own first step.
-    settings = studio.fit(plan.ipro, asked=asked, known=asked or "ipro" in config or not wan.model)
-    return Job(studio, replace(plan, ipro=settings, framing=studio.framing), files)
+    settings = studio.fit(plan.method, asked=asked, known=asked or "loop" in config or not wan.model)
+    return Job(studio, replace(plan, method=settings, framing=studio.framing), files)
 
 
 def _plan(config: Mapping[str, Any], preset: str) -> Preset:
-    return Preset.from_config(config) if "ipro" in config else PRESETS[preset]
+    return Preset.from_config(config) if "loop" in config else PRESETS[preset]
 
 
 def _absolute(path: str) -> str:

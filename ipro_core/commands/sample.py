@@ -26,7 +26,7 @@ def sample(options: argparse.Namespace) -> dict[str, Any]:
     """Make a video from a first frame and a prompt, with or without a LoRA."""
     config = judged_config(options)
     job = open_job(options, config, given_knobs(options, *SAMPLING), looks_at_faces=False)
-    studio, settings = job.studio, job.plan.ipro
+    studio, settings = job.studio, job.plan.method
     check_adapter(options, studio)
     framing = studio.framing
     if options.image:

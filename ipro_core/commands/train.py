@@ -13,9 +13,10 @@ from ..rewards.base import reward_catalogue
 from ..rewards.face_pool import FacePoolReward
 from ..runs import Run, read_config, read_metrics
 from ..tinyworld.scenes import tiny_scenes
-from ..training.ipro import IproSettings
-from ..training.loop import MAY_DIFFER, LoopSettings
+from ..training.base import method_catalogue
+from ..training.loop import MAY_DIFFER
 from ..training.presets import PRESETS
+from ..training.settings import LoopSettings, SamplingSettings
 from ..types import Framing
 from .flags import add_knobs, given_knobs, progress
 from .opening import FILES, add_networks, open_job, prepare
@@ -23,14 +24,14 @@ from .opening import FILES, add_networks, open_job, prepare
 logger = logging.getLogger("ipro")
 
 SCENES = 2700
-KNOB_GROUPS = (LoopSettings, IproSettings, FacePoolReward, Framing)
+KNOB_GROUPS = (LoopSettings, SamplingSettings, *method_catalogue().values(), FacePoolReward, Framing)
 KNOBS = [knob.name for group in KNOB_GROUPS for knob in fields(group)]
 MOVED = ("clips", *(f"files.{name}" for name in ("faces", *FILES)))
 """Files may have moved when a run goes on: what they hold is compared."""
 
 
 def train(options: argparse.Namespace) -> dict[str, Any]:
-    """Tune a model with IPRO on clips of your own: Wan 2.2, or the embedded world's."""
+    """Tune a model, with IPRO or another method, on clips of your own: Wan 2.2, or the embedded world's."""
     tune(options)
     last, lora = read_metrics(options.run)[-1], options.run / "adapters" / LORA
     print(f"{lora}: update {last.step}, reward {last.metrics['reward']:.3f}, KL {last.metrics['kl']:.4f}")
@@ -60,18 +61,26 @@ def add_tuning(parser: argparse.ArgumentParser) -> None:
         "--scenes", type=int, help=f"Scenes of the embedded world to tune on; default: {SCENES}."
     )
     parser.add_argument("--rank", type=int, default=argparse.SUPPRESS, help="Rank of the LoRA.")
+    methods = list(method_catalogue())
+    parser.add_argument("--method", choices=methods, default=argparse.SUPPRESS, help="How it is tuned.")
     names = list(reward_catalogue())
     parser.add_argument("--reward", choices=names, default=argparse.SUPPRESS, help="What is rewarded.")
     add_networks(parser)
-    for settings in KNOB_GROUPS:
-        add_knobs(parser, settings)
+    known: set[str] = set()
+    for settings in KNOB_GROUPS:  # methods share knobs, which then are one flag
+        add_knobs(parser, settings, without=known)
+        known |= {knob.name for knob in fields(settings)}
 
 
 def tune(options: argparse.Namespace) -> None:
     """Begin or continue the run in options.run."""
     begun = read_config(options.run) if options.resume and (options.run / "config.json").exists() else {}
     job = open_job(
-        options, begun, given_knobs(options, "reward", "rank", *KNOBS), preset=options.preset, tuned=True
+        options,
+        begun,
+        given_knobs(options, "method", "reward", "rank", *KNOBS),
+        preset=options.preset,
+        tuned=True,
     )
     studio, plan = job.studio, job.plan
     clips = [str(clip.resolve()) for clip in find_videos(options.clips)] or begun.get("clips", [])

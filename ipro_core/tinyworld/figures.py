@@ -17,7 +17,8 @@ from ..faces.tracks import find_person
 from ..sampling.flow import shifted_sigmas
 from ..sampling.rollout import sample
 from ..studio import Studio
-from ..training.ipro import IproSettings, stack_conditions
+from ..training.base import stack_conditions
+from ..training.settings import SamplingSettings
 from .scenes import TinyScene
 from .train_faces import draw_crops, draw_crowds
 
@@ -103,7 +104,7 @@ def _iou(one_4: Tensor, two_4: Tensor) -> float:
 @torch.no_grad()
 def sample_scenes(scenes: Sequence[TinyScene], studio: Studio, *, shift: float, seed: int = 0) -> Tensor:
     """Videos (N, 9, 3, 48, 48) of the scenes' first frames and prompts, 8 Euler steps."""
-    for work in studio.prepare(scenes, IproSettings(), (), faces=False):
+    for work in studio.prepare(scenes, SamplingSettings(), (), faces=False):
         deque(work.items, maxlen=0)
     model, codec = studio.model.open(), studio.codec.open()
     noise = torch.randn(len(scenes), 16, 3, 12, 12, generator=torch.Generator().manual_seed(seed))

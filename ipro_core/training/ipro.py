@@ -1,76 +1,92 @@
 """The IPRO objective: sample from noise, score the faces, stay near the frozen model (Eq. 3 to 7)."""
 
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..faces.detector import Detector
-from ..faces.recognizer import Recognizer
-from ..faces.tracks import person_faces
-from ..models.base import VideoCodec, VideoModel
-from ..rewards.base import Reward
 from ..sampling.anchor import anchor_weight
-from ..sampling.flow import shifted_sigmas
 from ..sampling.gradient import reward_gradient
 from ..sampling.rollout import sample
-from ..types import FacePool, GeneratedVideo, RewardScore, Rollout, check_knobs
+from ..types import AnchorWeighting, KLThrough, RewardScore, Rollout, knob
+from .base import Method, mean, microbatches, stack_conditions
 from .loop import Draw
-from .settings import IproSettings
+from .settings import SamplingSettings
 
-logger = logging.getLogger("ipro")
-
-
-@dataclass(frozen=True, eq=False)
-class TrainingSample:
-    """One scene: what the model is asked for, and whose faces it is to keep."""
-
-    name: str
-    condition: Any
-    """The model's own, of batch size 1: a tensor, or a dataclass of tensors whose first axis is the batch."""
-    latent_shape: tuple[int, ...]
-    """(C, T, H, W) of the noise."""
-    pool: FacePool | None
-    prompt: str = ""
-    reference_D: Tensor | None = None
-    """The face of the input image, for the reward that compares with it."""
-    starts: tuple[Callable[[], Tensor], ...] = ()
-    """Latents (C, T, H, W) at the first tuned step, read when they are drawn: what a frozen expert made of
-    one noise each. None: every draw starts from noise of its own."""
+if TYPE_CHECKING:
+    from ..models.plan_shape import Passes
 
 
-class IproObjective:
+@dataclass(frozen=True)
+class IproSettings(SamplingSettings):
+    """Sample from noise, score the faces, stay near the frozen model (Eq. 3 to 7). The values here are
+    the paper's, or the authors' where it is silent; the workflows that come with the pack hold those for a
+    14B and a 5B model on one card."""
+
+    title = "IPRO"
+    plain = ("grad_steps", "reward_weight", "kl_weight")
+
+    grad_steps: int = knob(4, "K: steps, counted from the end, that carry gradients (Eq. 4).", min=1)
+    reward_weight: float = knob(0.1, "Weight of the face reward.", min=0)
+    kl_weight: float = knob(1.0, "Weight of the KL anchor to the frozen model (Eq. 7).", min=0)
+    kl_weighting: AnchorWeighting = knob(
+        "sigma", "w'_t of Eq. 7: 'sigma' is 1 / (2 sigma²), the authors' code; 'uniform' is 1."
+    )
+    kl_through: KLThrough = knob(
+        "detached", "The anchor's gradient through x_t: 'detached' none, 'exact', 'biased' the authors' code."
+    )
+    reference_steps: int = knob(
+        0,
+        "Of the K steps, how many are compared with the frozen model, drawn anew each time; 0: all. Saves "
+        "passes, right in expectation.",
+        min=0,
+    )
+    reference_chance: float = knob(
+        1.0,
+        "How often a video is compared with the frozen model at all; where it is, the anchor counts for the "
+        "others too. Below 1 saves passes, right in expectation.",
+        min=0.01,
+        max=1,
+    )
+    gradient_frames: int = knob(
+        0,
+        "Frames, drawn anew each time, through which the reward's gradient flows; 0: all. Saves decoding, "
+        "right in expectation.",
+        min=0,
+    )
+    random_grad_steps: bool = knob(False, "Draw K anew each time, between 1 and grad_steps; fewer passes.")
+    low_variance: int = knob(
+        0,
+        "DRaFT-LV: gradients of the last step alone, averaged over this many renoised ends of one sampled "
+        "video; 0: off.",
+        min=0,
+    )
+    kept_passes: int = knob(
+        1,
+        "Of the K steps, from the end, how many passes keep what their gradient needs instead of being run "
+        "again: each saves a pass. The last one's is there anyhow; each more costs its memory.",
+        min=0,
+    )
+
+    def passes(self) -> "Passes":
+        from ..models.plan_shape import Passes
+
+        steps = self.steps - self.first_tuned_step
+        grad_steps = min(self.grad_steps, steps)
+        compared = min(self.reference_steps or grad_steps, grad_steps) * self.reference_chance
+        return Passes.of(steps, grad_steps, compared, self.kl_through == "detached", self.kept_passes)
+
+
+class IproObjective(Method[IproSettings]):
     """−reward_weight · R_face + kl_weight · KL, its gradient taken on the model's own samples."""
 
-    def __init__(
-        self,
-        model: VideoModel,
-        codec: VideoCodec,
-        detector: Detector,
-        recognizer: Recognizer,
-        reward: Reward,
-        settings: IproSettings,
-    ) -> None:
-        check_knobs(settings)
-        self.model, self.codec, self.reward, self.settings = model, codec, reward, settings
-        self.detector, self.recognizer = detector, recognizer
-        self.sigmas = shifted_sigmas(settings.steps, settings.shift)
-        self._warned = False
-
-    def changed(self, **settings: Any) -> "IproObjective":
-        """The same with some settings set anew."""
-        parts = self.model, self.codec, self.detector, self.recognizer, self.reward
-        return IproObjective(*parts, replace(self.settings, **settings))
-
     def gradients(self, batch: Sequence[Draw]) -> Iterator[Mapping[str, float]]:
-        """See `Objective`. The metrics, as means over the batch:
+        """See `loop.Objective`. The metrics, as means over the batch, are `score_metrics` and
 
-        reward: R_face (Eq. 6). score: the same over frames with a face only. kl: Eq. 7, mean over steps.
-        drift: ||v_θ − v_ref||², mean over elements and steps. coverage: the share of frames with a face.
-        faceless: the share of videos without any.
+        kl: Eq. 7, mean over steps. drift: ||v_θ − v_ref||², mean over elements and steps. loss: what is
+        minimised.
         """
         for draws in microbatches(batch, self.settings.microbatch):
             share = len(draws) / len(batch)
@@ -128,50 +144,15 @@ class IproObjective:
     def _metrics(
         self, draws: Sequence[Draw], rollout: Rollout, scores: Sequence[RewardScore]
     ) -> dict[str, float]:
-        weights = [anchor_weight(sigma, self.settings.kl_weighting) for sigma in rollout.sigmas_K.tolist()]
-        drift_K = [drift / self.settings.reference_chance for drift in rollout.drift_K.tolist()]
-        for draw, score in zip(draws, scores, strict=True):
-            if not score.seen_T.any() and not self._warned:
-                logger.warning("The video sampled for %s shows no face; said once.", draw.sample.name)
-                self._warned = True
-        return {
-            "reward": _mean([score.value.item() for score in scores]),
-            "score": _mean([_mean(score.per_frame_T[score.seen_T].tolist()) for score in scores]),
-            "kl": _mean([weight * drift for weight, drift in zip(weights, drift_K, strict=True)]),
-            "drift": _mean(drift_K),
-            "coverage": _mean([score.seen_T.float().mean().item() for score in scores]),
-            "faceless": _mean([float(not score.seen_T.any()) for score in scores]),
-        }
-
-    def start(self, draws: Sequence[Draw], condition: Any) -> Tensor:
-        """x where the tuned steps begin, (B, C, T, H, W)."""
-        if all(draw.sample.starts for draw in draws):
-            return torch.stack([self.boundary(draw) for draw in draws])
-        noise, first = torch.stack([self.noise(draw) for draw in draws]), self.settings.first_tuned_step
-        return sample(self.model, noise, condition, self.sigmas[: first + 1], frozen=True)
-
-    def boundary(self, draw: Draw) -> Tensor:
-        """One of the sample's starts, drawn by chance."""
-        starts = draw.sample.starts
-        chosen = int(torch.randint(len(starts), (), generator=draw.generator))
-        return starts[chosen]().to(self._adapter_tensor())
-
-    def noise(self, draw: Draw) -> Tensor:
-        """x_T, (C, T, H, W), where and as precise as the adapter is."""
-        seed, generator = self.settings.noise_seed, draw.generator
-        if seed >= 0:
-            generator = torch.Generator().manual_seed(seed)
-        return torch.randn(draw.sample.latent_shape, generator=generator).to(self._adapter_tensor())
-
-    def _adapter_tensor(self) -> Tensor:
-        return next(iter(self.model.adapter_parameters().values()))
+        wanted, metrics = self.settings, self.score_metrics(draws, scores)
+        weights = [anchor_weight(sigma, wanted.kl_weighting) for sigma in rollout.sigmas_K.tolist()]
+        drift_K = [drift / wanted.reference_chance for drift in rollout.drift_K.tolist()]
+        kl = mean([weight * drift for weight, drift in zip(weights, drift_K, strict=True)])
+        loss = wanted.kl_weight * kl - wanted.reward_weight * metrics["reward"]
+        return {**metrics, "kl": kl, "drift": mean(drift_K), "loss": loss}
 
     def score(self, frames_TCHW: Tensor, draw: Draw) -> RewardScore:
-        """The reward of one generated video, differentiable in its frames."""
-        wanted = draw.sample
-        pool = wanted.pool
-        if pool is not None and not self.settings.pool_first_frame:
-            pool = without_first_frame(pool)
+        """See `Method.score`; the gradient flows through `gradient_frames` of the frames."""
         frames, kept = len(frames_TCHW), self.settings.gradient_frames
         if 0 < kept < frames:
             # Of the other frames only the value counts: their pixels' gradient is cut, that of the kept ones
@@ -180,55 +161,4 @@ class IproObjective:
             kept_T[torch.randperm(frames, generator=draw.generator)[:kept]] = frames / kept
             given = frames_TCHW.detach()
             frames_TCHW = given + kept_T * (frames_TCHW - given)
-        person = person_faces(
-            frames_TCHW,
-            self.detector,
-            self.recognizer,
-            pool=pool,
-            reference_D=wanted.reference_D,
-            choose=self.settings.choose,
-            jitter=self.settings.landmark_jitter,
-            generator=draw.generator,
-        )
-        return self.reward(GeneratedVideo((person,), wanted.prompt, frames_TCHW))
-
-
-def microbatches(batch: Sequence[Draw], size: int) -> Iterator[Sequence[Draw]]:
-    """The batch in parts of at most `size` samples of the same latent shape."""
-    by_shape: dict[tuple[int, ...], list[Draw]] = {}
-    for draw in batch:
-        by_shape.setdefault(tuple(draw.sample.latent_shape), []).append(draw)
-    for draws in by_shape.values():
-        for first in range(0, len(draws), size):
-            yield draws[first : first + size]
-
-
-def stack_conditions(conditions: Sequence[Any]) -> Any:
-    """One condition for several samples, joined along the batch axis; see `TrainingSample.condition`."""
-    first = conditions[0]
-    if len(conditions) == 1 or first is None:
-        return first
-    if isinstance(first, Tensor):
-        return torch.cat(list(conditions))
-    assert is_dataclass(first) and not isinstance(first, type), (
-        "a condition is a tensor or a dataclass of them"
-    )
-    parts = {
-        part.name: stack_conditions([getattr(one, part.name) for one in conditions]) for part in fields(first)
-    }
-    return replace(first, **parts)
-
-
-def without_first_frame(pool: FacePool) -> FacePool:
-    """The pool as the authors' code uses it: the input image does not count."""
-    kept_P = pool.frames_P != 0
-    return replace(
-        pool,
-        embeddings_PD=pool.embeddings_PD[kept_P],
-        frames_P=pool.frames_P[kept_P],
-        boxes_P4=pool.boxes_P4[kept_P],
-    )
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
+        return super().score(frames_TCHW, draw)

@@ -12,14 +12,15 @@ from ..rewards.base import Reward, reward_catalogue
 from ..rewards.face_pool import FacePoolReward
 from ..rewards.weighted_sum import reward_config, reward_of
 from ..types import Framing
+from .base import method_catalogue, method_of
 from .ipro import IproSettings
-from .loop import LoopSettings
+from .settings import LoopSettings, SamplingSettings
 
 
 @dataclass(frozen=True)
 class Preset:
     loop: LoopSettings
-    ipro: IproSettings
+    method: SamplingSettings
     reward: Reward
     rank: int
     """Of the LoRA; alpha is the same."""
@@ -27,10 +28,12 @@ class Preset:
     """Of Wan's videos; the embedded world has a size of its own."""
 
     def changed(self, **settings: Any) -> "Preset":
-        """With some knobs set anew, by their names alone; `reward` takes a name of the catalogue.
+        """With some knobs set anew, by their names alone; `reward` and `method` take names of the catalogues.
+
+        Another method keeps what all of them share: the schedule, and how faces are looked at.
 
         Raises:
-            ValueError: there is no such reward or knob.
+            ValueError: there is no such reward, method or knob.
         """
         reward: Any = self.reward
         if name := settings.pop("reward", None):
@@ -40,31 +43,47 @@ class Preset:
             kept = {f.name: getattr(reward, f.name) for f in fields(kind) if hasattr(reward, f.name)}
             reward = kind(**kept)
 
+        method: Any = self.method
+        if name := settings.pop("method", None):
+            if name not in method_catalogue():
+                raise ValueError(f"There is no method {name}: choose {', '.join(method_catalogue())}.")
+            kind = method_catalogue()[name]
+            if type(method) is not kind:
+                method = kind(**{f.name: getattr(method, f.name) for f in fields(SamplingSettings)})
+
         def of(part: Any) -> dict[str, Any]:
             return {f.name: settings.pop(f.name) for f in fields(part) if f.name in settings}
 
         preset = Preset(
             replace(self.loop, **of(self.loop)),
-            replace(self.ipro, **of(self.ipro)),
+            replace(method, **of(method)),
             replace(reward, **of(reward)),
             settings.pop("rank", self.rank),
             replace(self.framing, **of(self.framing)),
         )
         if settings:
-            raise ValueError(f"There is no setting {', '.join(settings)}: `ipro train --help` lists them.")
+            raise ValueError(
+                f"{method_of(method)} has no setting {', '.join(settings)}: `ipro train --help` lists each "
+                "method's."
+            )
         return preset
 
     def config(self) -> dict[str, Any]:
         """As config.json keeps it."""
-        parts = {"loop": asdict(self.loop), "ipro": asdict(self.ipro), "framing": asdict(self.framing)}
-        return {"rank": self.rank, "reward": reward_config(self.reward), **parts}
+        name = method_of(self.method)
+        parts = {"loop": asdict(self.loop), name: asdict(self.method), "framing": asdict(self.framing)}
+        return {"rank": self.rank, "reward": reward_config(self.reward), "method": name, **parts}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Preset":
         """What `config` wrote."""
-        loop, ipro = LoopSettings(**config["loop"]), IproSettings(**config["ipro"])
-        reward, framing = reward_of(config["reward"]), Framing(**config.get("framing", {}))
-        return cls(loop, ipro, reward, config["rank"], framing)
+        name, loop = config.get("method", "ipro"), LoopSettings(**config["loop"])
+        if name not in method_catalogue():
+            raise ValueError(
+                f"The run is of a method {name}, which is not here: take the version that began it."
+            )
+        method, reward = method_catalogue()[name](**config[name]), reward_of(config["reward"])
+        return cls(loop, method, reward, config["rank"], Framing(**config.get("framing", {})))
 
 
 PAPER = Preset(
@@ -152,7 +171,7 @@ LOCAL_14B = Preset(
         checkpoint_every=2,  # an update takes minutes
     ),
     replace(
-        PAPER.ipro,
+        PAPER.method,
         reference_steps=1,  # 3 passes fewer, right in expectation
         reference_chance=0.5,  # 1.2 passes fewer on average, right in expectation
         boundary_seeds=4,  # 800 videos of 50 clips: each of the 200 beginnings is used 4 times
@@ -166,7 +185,7 @@ VAE, so 100 updates of 8 take 8 hours at 100 TFLOP/s and 10 at 80; each clip and
 
 LOCAL_5B = replace(
     LOCAL_14B,
-    ipro=replace(LOCAL_14B.ipro, first_tuned_step=0),  # one network for all steps
+    method=replace(LOCAL_14B.method, first_tuned_step=0),  # one network for all steps
     framing=Framing(832, 480, 33),  # 3510 tokens
 )
 """TI2V-5B on such a card. Estimated, not measured: a video takes 22 passes of 0.04 PFLOP and 0.4 for the VAE,

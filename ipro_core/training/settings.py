@@ -1,8 +1,12 @@
-"""What a run may be told: knobs alone, so that a menu of them imports no network."""
+"""What every run may be told, whatever its method: knobs alone, so that a menu of them imports no network."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
-from ..types import AnchorWeighting, Choose, KLThrough, knob
+from ..types import Choose, knob
+
+if TYPE_CHECKING:
+    from ..models.plan_shape import Passes
 
 
 @dataclass(frozen=True)
@@ -29,12 +33,18 @@ class LoopSettings:
 
 
 @dataclass(frozen=True)
-class IproSettings:
-    """What is optimised; the defaults are the paper's, or the authors' where the paper is silent."""
+class SamplingSettings:
+    """How videos are sampled and their faces looked at; every method's settings add what is its own."""
+
+    wants: ClassVar[tuple[str, ...]] = ("faces",)
+    """What is made of each clip beside its text and first frame, see `Studio.prepare`."""
+    title: ClassVar[str] = ""
+    """The method's name for people."""
+    plain: ClassVar[tuple[str, ...]] = ()
+    """The knobs that everybody meets in a graph, beside the schedule."""
 
     steps: int = knob(8, "Sampling steps.", min=1)
     shift: float = knob(5.0, "Shift of the noise schedule.", min=0.01)
-    grad_steps: int = knob(4, "K: steps, counted from the end, that carry gradients (Eq. 4).", min=1)
     first_tuned_step: int = knob(
         0,
         "The step from which the adapter is on; before it the frozen model samples, as Wan 2.2's high-noise "
@@ -46,14 +56,6 @@ class IproSettings:
         "Noises of each clip, where a high-noise expert of its own makes what lies before first_tuned_step: "
         "it does so once, into the cache.",
         min=1,
-    )
-    reward_weight: float = knob(0.1, "Weight of the face reward.", min=0)
-    kl_weight: float = knob(1.0, "Weight of the KL anchor to the frozen model (Eq. 7).", min=0)
-    kl_weighting: AnchorWeighting = knob(
-        "sigma", "w'_t of Eq. 7: 'sigma' is 1 / (2 sigma²), the authors' code; 'uniform' is 1."
-    )
-    kl_through: KLThrough = knob(
-        "detached", "The anchor's gradient through x_t: 'detached' none, 'exact', 'biased' the authors' code."
     )
     choose: Choose = knob(
         "tracked",
@@ -68,38 +70,10 @@ class IproSettings:
         "-1: new noise for every draw, the expectation of Eq. 3. Else one noise for all, by this seed.",
         min=-1,
     )
-    reference_steps: int = knob(
-        0,
-        "Of the K steps, how many are compared with the frozen model, drawn anew each time; 0: all. Saves "
-        "passes, right in expectation.",
-        min=0,
-    )
-    reference_chance: float = knob(
-        1.0,
-        "How often a video is compared with the frozen model at all; where it is, the anchor counts for the "
-        "others too. Below 1 saves passes, right in expectation.",
-        min=0.01,
-        max=1,
-    )
-    gradient_frames: int = knob(
-        0,
-        "Frames, drawn anew each time, through which the reward's gradient flows; 0: all. Saves decoding, "
-        "right in expectation.",
-        min=0,
-    )
-    random_grad_steps: bool = knob(False, "Draw K anew each time, between 1 and grad_steps; fewer passes.")
-    low_variance: int = knob(
-        0,
-        "DRaFT-LV: gradients of the last step alone, averaged over this many renoised ends of one sampled "
-        "video; 0: off.",
-        min=0,
-    )
-    kept_passes: int = knob(
-        1,
-        "Of the K steps, from the end, how many passes keep what their gradient needs instead of being run "
-        "again: each saves a pass. The last one's is there anyhow; each more costs its memory.",
-        min=0,
-    )
     microbatch: int = knob(
         1, "Videos of one shape that pass the network together: faster, more memory.", min=1
     )
+
+    def passes(self) -> "Passes":
+        """How a video goes through the network, for the plan of memory and time."""
+        raise NotImplementedError

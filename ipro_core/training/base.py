@@ -1,0 +1,206 @@
+"""What all methods share: samples, where their videos begin, the look at their faces; and their catalogue.
+
+A method is one file. `ipro.py` holds `IproSettings`, its knobs, and `IproObjective`, its gradient, and every
+menu calls it `ipro`: a new file of that form is found by itself.
+"""
+
+import importlib
+import logging
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..faces.detector import Detector
+from ..faces.recognizer import Recognizer
+from ..faces.tracks import person_faces
+from ..models.base import VideoCodec, VideoModel
+from ..rewards.base import Reward
+from ..sampling.flow import shifted_sigmas
+from ..sampling.rollout import sample
+from ..types import FacePool, GeneratedVideo, RewardScore, check_knobs
+from .loop import Draw
+from .settings import SamplingSettings
+
+logger = logging.getLogger("ipro")
+
+Settings = TypeVar("Settings", bound=SamplingSettings)
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingSample:
+    """One scene: what the model is asked for, and whose faces it is to keep."""
+
+    name: str
+    condition: Any
+    """The model's own, of batch size 1: a tensor, or a dataclass of tensors whose first axis is the batch."""
+    latent_shape: tuple[int, ...]
+    """(C, T, H, W) of the noise."""
+    pool: FacePool | None
+    prompt: str = ""
+    reference_D: Tensor | None = None
+    """The face of the input image, for the reward that compares with it."""
+    starts: tuple[Callable[[], Tensor], ...] = ()
+    """Latents (C, T, H, W) at the first tuned step, read when they are drawn: what a frozen expert made of
+    one noise each. None: every draw starts from noise of its own."""
+    video: Callable[[], Tensor] | None = None
+    """Reads the real clip's latents, (C, T, H, W), where the method wants them."""
+
+
+class Method(Generic[Settings]):
+    """An objective (see `loop.Objective`) over a model's own samples, without its gradient."""
+
+    def __init__(
+        self,
+        model: VideoModel,
+        codec: VideoCodec,
+        detector: Detector,
+        recognizer: Recognizer,
+        reward: Reward,
+        settings: Settings,
+    ) -> None:
+        check_knobs(settings)
+        self.model, self.codec, self.reward, self.settings = model, codec, reward, settings
+        self.detector, self.recognizer = detector, recognizer
+        self.sigmas = shifted_sigmas(settings.steps, settings.shift)
+        self._warned = False
+
+    def changed(self, **settings: Any) -> Any:
+        """The same with some settings set anew."""
+        parts = self.model, self.codec, self.detector, self.recognizer, self.reward
+        return type(self)(*parts, replace(self.settings, **settings))
+
+    def gradients(self, batch: Sequence[Draw]) -> Iterator[Mapping[str, float]]:
+        """See `loop.Objective`."""
+        raise NotImplementedError
+
+    def score_metrics(self, draws: Sequence[Draw], scores: Sequence[RewardScore]) -> dict[str, float]:
+        """What a reward said of the videos, as means.
+
+        reward: R_face (Eq. 6). score: the same over frames with a face only. coverage: the share of frames
+        with a face. faceless: the share of videos without any.
+        """
+        for draw, score in zip(draws, scores, strict=True):
+            if not score.seen_T.any() and not self._warned:
+                logger.warning("The video sampled for %s shows no face; said once.", draw.sample.name)
+                self._warned = True
+        return {
+            "reward": mean([score.value.item() for score in scores]),
+            "score": mean([mean(score.per_frame_T[score.seen_T].tolist()) for score in scores]),
+            "coverage": mean([score.seen_T.float().mean().item() for score in scores]),
+            "faceless": mean([float(not score.seen_T.any()) for score in scores]),
+        }
+
+    def start(self, draws: Sequence[Draw], condition: Any) -> Tensor:
+        """x where the tuned steps begin, (B, C, T, H, W)."""
+        if all(draw.sample.starts for draw in draws):
+            return torch.stack([self.boundary(draw) for draw in draws])
+        noise, first = torch.stack([self.noise(draw) for draw in draws]), self.settings.first_tuned_step
+        return sample(self.model, noise, condition, self.sigmas[: first + 1], frozen=True)
+
+    def boundary(self, draw: Draw) -> Tensor:
+        """One of the sample's starts, drawn by chance."""
+        starts = draw.sample.starts
+        chosen = int(torch.randint(len(starts), (), generator=draw.generator))
+        return starts[chosen]().to(self._adapter_tensor())
+
+    def noise(self, draw: Draw) -> Tensor:
+        """x_T, (C, T, H, W), where and as precise as the adapter is."""
+        seed, generator = self.settings.noise_seed, draw.generator
+        if seed >= 0:
+            generator = torch.Generator().manual_seed(seed)
+        return torch.randn(draw.sample.latent_shape, generator=generator).to(self._adapter_tensor())
+
+    def _adapter_tensor(self) -> Tensor:
+        return next(iter(self.model.adapter_parameters().values()))
+
+    def score(self, frames_TCHW: Tensor, draw: Draw) -> RewardScore:
+        """The reward of one generated video, differentiable in its frames."""
+        wanted = draw.sample
+        pool = wanted.pool
+        if pool is not None and not self.settings.pool_first_frame:
+            pool = without_first_frame(pool)
+        person = person_faces(
+            frames_TCHW,
+            self.detector,
+            self.recognizer,
+            pool=pool,
+            reference_D=wanted.reference_D,
+            choose=self.settings.choose,
+            jitter=self.settings.landmark_jitter,
+            generator=draw.generator,
+        )
+        return self.reward(GeneratedVideo((person,), wanted.prompt, frames_TCHW))
+
+
+def microbatches(batch: Sequence[Draw], size: int) -> Iterator[Sequence[Draw]]:
+    """The batch in parts of at most `size` samples of the same latent shape."""
+    by_shape: dict[tuple[int, ...], list[Draw]] = {}
+    for draw in batch:
+        by_shape.setdefault(tuple(draw.sample.latent_shape), []).append(draw)
+    for draws in by_shape.values():
+        for first in range(0, len(draws), size):
+            yield draws[first : first + size]
+
+
+def stack_conditions(conditions: Sequence[Any]) -> Any:
+    """One condition for several samples, joined along the batch axis; see `TrainingSample.condition`."""
+    first = conditions[0]
+    if len(conditions) == 1 or first is None:
+        return first
+    if isinstance(first, Tensor):
+        return torch.cat(list(conditions))
+    assert is_dataclass(first) and not isinstance(first, type), (
+        "a condition is a tensor or a dataclass of them"
+    )
+    parts = {
+        part.name: stack_conditions([getattr(one, part.name) for one in conditions]) for part in fields(first)
+    }
+    return replace(first, **parts)
+
+
+def without_first_frame(pool: FacePool) -> FacePool:
+    """The pool as the authors' code uses it: the input image does not count."""
+    kept_P = pool.frames_P != 0
+    return replace(
+        pool,
+        embeddings_PD=pool.embeddings_PD[kept_P],
+        frames_P=pool.frames_P[kept_P],
+        boxes_P4=pool.boxes_P4[kept_P],
+    )
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def method_catalogue() -> dict[str, type[SamplingSettings]]:
+    """The settings of every method of this folder, by its name: `IproSettings` of `ipro.py` is "ipro"."""
+    return {name: getattr(module, f"{start}Settings") for name, start, module in _methods()}
+
+
+def method_of(settings: SamplingSettings) -> str:
+    """The name of the method whose settings these are."""
+    return next(name for name, kind in method_catalogue().items() if type(settings) is kind)
+
+
+def objective_of(settings: SamplingSettings) -> type[Method]:
+    """The objective whose settings these are."""
+    return next(
+        getattr(module, f"{start}Objective")
+        for _, start, module in _methods()
+        if type(settings) is getattr(module, f"{start}Settings")
+    )
+
+
+def _methods() -> Iterator[tuple[str, str, Any]]:
+    """Name, its start of the classes' names, and module."""
+    for file in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        module = importlib.import_module(f"{__package__}.{file.name}")
+        start = file.name.title().replace("_", "")
+        if hasattr(module, f"{start}Objective"):
+            yield file.name.replace("_", "-"), start, module
