@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,16 @@ from .cache import name_of
 from .clips.scenes import Scene
 from .models.lora import SETTINGS, LowRank, write_lora
 from .runs import Run, latest_state, read_config
-from .studio import Sampler, Samples, Studio, Work
+from .scorer import load_image_encoder, load_scorer, scorer_name
+from .scorer_files import open_scorer_file
+from .studio import Network, Sampler, Samples, Studio, Work
 from .tinyworld import VIDEO_MODEL
 from .training.base import TrainingSample, objective_of
 from .training.loop import adapter_of, train
+from .training.personal_video import NO_SCORER
 from .training.presets import Preset
 from .types import StepRecord
+from .wan_settings import SCORER
 
 logger = logging.getLogger("ipro")
 
@@ -56,6 +61,8 @@ class Job:
             told: tells the scenes from any others.
         """
         identities = {**self.studio.identities(), "clips": told}
+        if "scorer" in self.plan.method.wants and self.studio.scorer:
+            identities["scorer"] = self.studio.scorer.identity()
         return {
             "files": dict(self.files),
             "clips": list(clips),
@@ -69,7 +76,13 @@ class Job:
         return replace(self, studio=self.studio.watched(look))
 
     def prepare(self, scenes: Sequence[Scene]) -> Iterator[Work]:
-        """What training wants of scenes, stage by stage."""
+        """What training wants of scenes, stage by stage.
+
+        Raises:
+            ValueError: the method wants a network that nobody gave.
+        """
+        if "scorer" in self.plan.method.wants and self.studio.scorer is None:
+            raise ValueError(NO_SCORER)
         return self.studio.prepare(scenes, self.plan.method, self.seeds)
 
 
@@ -90,16 +103,43 @@ class Tuner:
         studio, self.plan = job.studio, job.plan
         self.model = studio.model.open()
         self.model.new_adapter(self.plan.rank, seed=self.plan.loop.seed)
-        codec, models = studio.codec.open(), studio.faces.open()
+        codec, models, scorer = studio.codec.open(), studio.compared_faces(), None
         looking = studio.looking(codec, *models)
+        if "scorer" in self.plan.method.wants and studio.scorer:
+            looking, scorer = codec, studio.scorer.open()  # it looks at whole frames, and no draft has them
         objective = objective_of(self.plan.method)
-        self.objective = objective(self.model, looking, *models, self.plan.reward, self.plan.method)
+        self.objective = objective(self.model, looking, *models, self.plan.reward, self.plan.method, scorer)
         self.samples = Samples(studio, scenes, self.plan.method, job.seeds, adjust)
         self.sampler = Sampler(studio, self.model, codec, self.plan.method)
 
     def records(self, run: Run | None = None) -> Generator[StepRecord, None, None]:
         """See `training.loop.train`."""
         return train(self.model, self.objective, self.samples, self.plan.loop, run)
+
+
+def with_scorer(studio: Studio, scorer: str, face_encoder: str, memo: Path | None = None) -> Studio:
+    """The studio with a text-image scorer and a face encoder by file; "" leaves what it has.
+
+    Args:
+        memo: see `files.sha256`.
+
+    Raises:
+        ValueError: a file is missing, damaged, or no CLIP; or the scorer's tower is wanted and there is none.
+    """
+    if scorer:
+        open_scorer_file(scorer)  # what is wrong is told now
+        name, opened = partial(scorer_name, scorer, memo), partial(load_scorer, scorer, studio.device, memo)
+        studio = replace(studio, scorer=Network(name, opened))
+    if face_encoder == SCORER:
+        if studio.scorer is None:
+            raise ValueError("There is no scorer whose image tower could compare faces: give --scorer.")
+        return replace(studio, face_encoder=studio.scorer)
+    if face_encoder:
+        open_scorer_file(face_encoder)
+        name = partial(scorer_name, face_encoder, memo)
+        opened = partial(load_image_encoder, face_encoder, studio.device, memo)
+        studio = replace(studio, face_encoder=Network(name, opened))
+    return studio
 
 
 class NoFaceError(ValueError):

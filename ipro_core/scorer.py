@@ -114,8 +114,11 @@ def look(frames_NCHW: Tensor, size: int, *, pads: bool = False) -> Tensor:
     return (frames_NCHW - mean_C11) / std_C11
 
 
-def load_scorer(path: Path | str, device: torch.device | str = "cpu") -> ClipScorer:
+def load_scorer(path: Path | str, device: torch.device | str = "cpu", memo: Path | None = None) -> ClipScorer:
     """CLIP or HPSv2 with both towers and its tokeniser.
+
+    Args:
+        memo: see `files.sha256`.
 
     Raises:
         ValueError: the file is missing, damaged, a pickle, no CLIP, or has no text tower or tokeniser.
@@ -129,22 +132,24 @@ def load_scorer(path: Path | str, device: torch.device | str = "cpu") -> ClipSco
 
     tokenize = _tokenizer(file)
     text = _built(file, CLIPTextModelWithProjection, CLIPTextConfig(**file.text), device)
-    return ClipScorer(_vision(file, device), text, tokenize, name=_name(file), pads=file.pads)
+    return ClipScorer(_vision(file, device), text, tokenize, name=_name(file, memo), pads=file.pads)
 
 
-def load_image_encoder(path: Path | str, device: torch.device | str = "cpu") -> ClipScorer:
+def load_image_encoder(
+    path: Path | str, device: torch.device | str = "cpu", memo: Path | None = None
+) -> ClipScorer:
     """The image tower alone; a file that holds no other will do. Raises as `load_scorer`."""
     file = open_scorer_file(path)
-    return ClipScorer(_vision(file, device), None, None, name=_name(file), pads=file.pads)
+    return ClipScorer(_vision(file, device), None, None, name=_name(file, memo), pads=file.pads)
 
 
-def scorer_name(path: Path | str) -> str:
+def scorer_name(path: Path | str, memo: Path | None = None) -> str:
     """The name that a scorer will have, without opening it; raises as `load_scorer`."""
-    return _name(open_scorer_file(path))
+    return _name(open_scorer_file(path), memo)
 
 
-def _name(file: ScorerFile) -> str:
-    return f"{file.weights.name} sha256:{sha256(file.weights)[:16]}"
+def _name(file: ScorerFile, memo: Path | None) -> str:
+    return f"{file.weights.name} sha256:{sha256(file.weights, memo)[:16]}"
 
 
 def _vision(file: ScorerFile, device: torch.device | str) -> Any:

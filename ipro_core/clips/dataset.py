@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from ..cache import Stage
+from ..faces.clip_face import ClipFace
 from ..faces.detector import Detector
 from ..faces.pool import NoFace, build_pool
 from ..faces.recognizer import Recognizer
+from ..faces.references import reference_faces
 from ..types import FacePool
 from .scenes import Scene
 
@@ -54,7 +56,7 @@ def image_stage(
 
 
 def faces_stage(
-    made_by: str, open_models: Callable[[], tuple[Detector, Recognizer]], *, min_face: float = 24.0
+    made_by: str, open_models: Callable[[], tuple[Detector, Recognizer | ClipFace]], *, min_face: float = 24.0
 ) -> Stage[Scene]:
     """The clip's face pool, seen as large as it was filmed; see `pool_of`. An empty one where no face is."""
 
@@ -79,6 +81,25 @@ def faces_stage(
 
     key = {"stage": "faces", "made_by": made_by, "min_face": min_face}
     return Stage("faces", lambda scene: {**key, **scene.key()}, make)
+
+
+def pictures_stage(
+    made_by: str, open_models: Callable[[], tuple[Detector, Recognizer | ClipFace]]
+) -> Stage[Scene]:
+    """`squares` and `points` of the person's face in each picture, see `ReferenceFaces`."""
+
+    def make() -> Callable[[Scene], Mapping[str, Tensor]]:
+        models = open_models()
+
+        def found(scene: Scene) -> dict[str, Tensor]:
+            pictures = [picture for piece in scene.pieces() for picture in piece]
+            faces = reference_faces(pictures, *models)
+            return {"squares": faces.squares_P3SS, "points": faces.points_P52}
+
+        return found
+
+    key = {"stage": "pictures", "made_by": made_by}
+    return Stage("pictures", lambda scene: {**key, **scene.key()}, make)
 
 
 def pool_of(entry: Mapping[str, Tensor], recognizer: str, source: str) -> FacePool:

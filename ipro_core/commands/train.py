@@ -2,13 +2,15 @@
 
 import argparse
 import logging
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ..clips.scenes import find_videos
-from ..job import LORA, NoFaceError, Tuner, name_of_scenes, save_adapter, showing_faces, usable
+from ..clips.person import find_pictures
+from ..clips.scenes import Scene, find_videos
+from ..job import LORA, Job, NoFaceError, Tuner, name_of_scenes, save_adapter, showing_faces, usable
 from ..rewards.base import reward_catalogue
 from ..rewards.face_pool import FacePoolReward
 from ..runs import Run, read_config, read_metrics
@@ -19,7 +21,7 @@ from ..training.presets import PRESETS
 from ..training.settings import LoopSettings, SamplingSettings
 from ..types import Framing
 from .flags import add_knobs, given_knobs, progress
-from .opening import FILES, add_networks, open_job, prepare
+from .opening import FILES, add_networks, add_person, open_job, person_of, prepare
 
 logger = logging.getLogger("ipro")
 
@@ -48,6 +50,7 @@ def train_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="Clips to tune on, folders of them (clip.txt its prompt), or a manifest of `ipro curate`.",
     )
+    add_person(parser)
     add_tuning(parser)
 
 
@@ -83,10 +86,7 @@ def tune(options: argparse.Namespace) -> None:
         tuned=True,
     )
     studio, plan = job.studio, job.plan
-    clips = [str(clip.resolve()) for clip in find_videos(options.clips)] or begun.get("clips", [])
-    if job.is_wan and not clips:
-        raise ValueError("There is nothing to tune on: give --clips with video files, or folders of them.")
-    scenes = studio.read_clips(clips) if clips else []
+    clips, scenes = _scenes(options, job, begun)
     count = options.scenes or begun.get("scenes", SCENES)
     config = job.config(clips, count, name_of_scenes(scenes))
     may_differ, device = (*MAY_DIFFER, *MOVED), str(studio.device)
@@ -100,7 +100,7 @@ def tune(options: argparse.Namespace) -> None:
         if job.is_wan:
             told, size = sum(bool(scene.prompt) for scene in scenes), plan.framing
             logger.info(
-                f"{studio.base} ({studio.kind}): {len(scenes)} clips, {told} with a prompt; "
+                f"{studio.base} ({studio.kind}): {len(scenes)} scenes, {told} with a prompt; "
                 f"{size.frames} frames of {size.width}x{size.height}; "
                 f"{plan.loop.updates} updates of {plan.loop.batch_size} videos."
             )
@@ -118,6 +118,24 @@ def tune(options: argparse.Namespace) -> None:
             for record in bar:
                 bar.set_postfix(reward=f"{record.metrics['reward']:.3f}", kl=f"{record.metrics['kl']:.4f}")
         save_adapter(options.run, run.adapters / LORA)
+
+
+def _scenes(
+    options: argparse.Namespace, job: Job, begun: Mapping[str, Any]
+) -> tuple[list[str], Sequence[Scene]]:
+    """The files that are tuned on, and the scenes they make; none: the embedded world's."""
+    of_person = "pictures" in job.plan.method.wants
+    if of_person and options.clips:
+        raise ValueError("PersonalVideo is tuned on pictures and prompts: give --references, not --clips.")
+    if options.references and not of_person:
+        raise ValueError("--references are for --method personal-video: give clips with --clips.")
+    given = find_pictures(options.references) if of_person else find_videos(options.clips)
+    files = [str(file.resolve()) for file in given] or list(begun.get("clips", []))
+    if of_person:
+        return files, person_of([Path(file) for file in files], job)
+    if job.is_wan and not files:
+        raise ValueError("There is nothing to tune on: give --clips with video files, or folders of them.")
+    return files, job.studio.read_clips(files) if files else []
 
 
 def export(options: argparse.Namespace) -> dict[str, Any]:

@@ -69,6 +69,13 @@ def tiny_scenes(split: str, count: int, seed: int = 0) -> Iterator[TinyScene]:
         yield TinyScene(f"{split}-{seed}-{index}", prompt, render(clip)[0], *exact)
 
 
+def tiny_person(number: int = 0, pictures: int = 3) -> list[Tensor]:
+    """Pictures of one of the people to tune on: frames of a scene, from its first to its last."""
+    *_, scene = tiny_scenes("tuning", number + 1)
+    at_N = torch.linspace(0, len(scene.frames_TCHW) - 1, pictures).round().long()
+    return list(scene.frames_TCHW[at_N].unbind())
+
+
 def embed_prompt(prompt: str) -> Tensor:
     """(8, 4096), one row per word: a random vector that the word itself seeds, so there is no vocabulary
     file."""

@@ -74,6 +74,10 @@ class SamplingSettings:
         1, "Videos of one shape that pass the network together: faster, more memory.", min=1
     )
 
+    def begins(self, switch: int) -> int:
+        """The first tuned step, where the tuned network takes over at step `switch`: that one."""
+        return switch
+
     def passes(self) -> "Passes":
         """How a video goes through the network, for the plan of memory and time."""
         raise NotImplementedError
