@@ -14,8 +14,9 @@ from typing import Any
 
 from .cache import name_of
 from .clips.scenes import Scene
-from .models.lora import SETTINGS, LowRank, write_lora
+from .models.lora import RANGE, SETTINGS, LowRank, TunedRange, write_lora
 from .runs import Run, latest_state, read_config
+from .sampling.flow import shifted_sigmas, switch_step
 from .scorer import load_image_encoder, load_scorer, scorer_name
 from .scorer_files import open_scorer_file
 from .studio import Network, Sampler, Samples, Studio, Work
@@ -25,7 +26,7 @@ from .training.loop import adapter_of, train
 from .training.personal_video import NO_SCORER
 from .training.presets import Preset
 from .types import StepRecord
-from .wan_settings import SCORER
+from .wan_settings import BOUNDARY, SCORER
 
 logger = logging.getLogger("ipro")
 
@@ -211,6 +212,17 @@ def save_adapter(run: Path, path: Path) -> int:
         "ipro.base": Path(config["files"]["model"] or VIDEO_MODEL).name,
         "ipro.base_sha256": config["sha256"]["model"].split(" ")[0],
         SETTINGS: json.dumps(shareable(config)),
+        **_range(config),
     }
     write_lora(layers, path, notes)
     return step
+
+
+def _range(config: Mapping[str, Any]) -> dict[str, str]:
+    """The note of the steps that the adapter is on at, unless they are all that its network takes."""
+    method = config[config.get("method", "ipro")]
+    first, steps, shift = (method[name] for name in ("first_tuned_step", "steps", "shift"))
+    if "high_noise" in config["sha256"]:
+        sigmas = shifted_sigmas(steps, shift)
+        first = first if first > max(switch_step(sigmas, level) for level in BOUNDARY.values()) else 0
+    return {RANGE: json.dumps(TunedRange(first, steps, steps, shift)._asdict())} if first else {}

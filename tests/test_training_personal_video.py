@@ -158,7 +158,7 @@ def test_the_order_of_frames_alone_goes_back_to_the_frozen_models():
     # Its optimum is known: 0, where the adapter changes no order; it begins at an adapter that does.
     model = ToyModel(dtype=torch.float32, spread=1.0)
     steps = tuned(objective(replace(SHORT, identity_weight=0.0, semantic_temperature=1.0), model), sample())
-    assert steps[0]["semantic"] > 0.01
+    assert steps[0]["semantic"] > 0.001
     assert steps[-1]["semantic"] < 0.1 * steps[0]["semantic"]
 
 
