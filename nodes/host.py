@@ -48,8 +48,8 @@ class ApplyLoRA(io.ComfyNode):
                     min=0,
                     max=1000,
                     tooltip="0: on at the steps that the LoRA was tuned for, as its file tells, and at all "
-                    "if it tells none; first_step and end_step then do not count. Else of how many steps these "
-                    "are, by the simple scheduler and the model's own shift; over both experts, as "
+                    "if it tells none; first_step and end_step then do not count. Else of how many steps "
+                    "these are, by the simple scheduler and the model's own shift; over both experts, as "
                     "KSamplerAdvanced counts them. A sampler with another number of steps has the LoRA on at "
                     "the same noise levels.",
                 ),

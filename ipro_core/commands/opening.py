@@ -139,7 +139,10 @@ def person_of(references: Sequence[Path], job: Job, tiny_prompts: Sequence[str] 
     prompts = own or read_prompts(job.files["prompts"] or SHIPPED, person)
     with_first = not studio.kind.startswith("T2V")
     scenes = person_scenes(pictures, prompts, studio.framing, with_first=with_first)
-    shown = showing_faces(studio, scenes)
+    firsts = {scene.shown: scene for scene in scenes}
+    begun = showing_faces(studio, firsts.values())
+    good = {shown for shown, scene in firsts.items() if scene in begun}
+    shown = [scene for scene in scenes if scene.shown in good]
     if not shown:
         raise ValueError("No picture shows a face, as the model sees it: give others of the person.")
     if len(shown) < len(scenes):
