@@ -22,11 +22,18 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 class ImageEncoder(Protocol):
     """What makes an embedding of a picture."""
 
-    name: str
-    """Its own name and SHA-256: embeddings of different networks do not compare."""
-    size: int
-    """Side of the square that it looks at, in pixels."""
-    dim: int
+    @property
+    def name(self) -> str:
+        """Its own and SHA-256: embeddings of different networks do not compare."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Side of the square that it looks at, in pixels."""
+        ...
+
+    @property
+    def dim(self) -> int: ...
 
     def embed_images(self, frames_NCHW: Tensor) -> Tensor:
         """(N, D), unit length, for pictures in [0, 1] of any size; differentiable in them."""

@@ -34,9 +34,10 @@ from ipro_core.evaluation.signs import (
 from ipro_core.faces.alignment import crop_faces, template
 from ipro_core.faces.packs import load_face_models
 from ipro_core.tinyworld import FACE_PACK
+from ipro_core.tinyworld.clips import draw_clips
 from ipro_core.tinyworld.painting import render
 from ipro_core.tinyworld.scenes import PROMPTS, split_generator
-from ipro_core.tinyworld.world import STATE, draw_clips
+from ipro_core.tinyworld.world import STATE
 from ipro_core.types import FaceTrack
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

@@ -9,6 +9,7 @@ import torch
 
 from ipro_core.models.base import pullback_by_autograd
 from ipro_core.tinyworld import CODEC, FACE_PACK, JUDGE, WEIGHTS, open_tiny_world
+from ipro_core.tinyworld.clips import draw_clips
 from ipro_core.tinyworld.codec import LinearCodec
 from ipro_core.tinyworld.figures import detection, verification
 from ipro_core.tinyworld.painting import render
@@ -19,7 +20,7 @@ from ipro_core.tinyworld.scenes import (
     split_generator,
     tiny_scenes,
 )
-from ipro_core.tinyworld.world import IDENTITY, STATE, draw_clips, draw_identities, draw_pictures, truth
+from ipro_core.tinyworld.world import IDENTITY, STATE, draw_identities, draw_pictures, truth
 from ipro_core.training.settings import SamplingSettings
 
 TURN = "a person turns left and keeps calm"

@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ipro_core.clips.video import write_video
+from ipro_core.tinyworld.clips import draw_clips
 from ipro_core.tinyworld.painting import render
-from ipro_core.tinyworld.world import draw_clips, draw_identities
+from ipro_core.tinyworld.world import draw_identities
 
 FPS, SIDE, FRAMES = 8.0, 96, 16
 PEOPLE = draw_identities(4, torch.Generator().manual_seed(3))

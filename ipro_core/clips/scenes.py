@@ -11,8 +11,7 @@ from torch import Tensor
 
 from ..files import fingerprint, sha256
 from ..types import Clip, Framing
-from .manifest import MANIFEST, kept_clips, words_of
-from .splits import Split
+from .manifest import MANIFEST, Split, kept_clips, words_of
 from .video import TIME_ROUNDING, first_shown, iterate_frames, probe, read_frames
 
 Place = Path | str | Clip

@@ -5,7 +5,19 @@ import argparse
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from . import bench, curate, demo, doctor, evaluate, pools, prompts, sample, study, train
+from . import (
+    bench,
+    curate,
+    demo,
+    doctor,
+    evaluate,
+    paper_tables,
+    pools,
+    prompts,
+    sample,
+    study,
+    train,
+)
 
 
 class Command(NamedTuple):
@@ -24,6 +36,7 @@ COMMANDS = {
     "train": Command(train.train, train.train_arguments),
     "evaluate": Command(evaluate.evaluate, evaluate.evaluate_arguments),
     "study": Command(study.study, study.study_arguments),
+    "paper-tables": Command(paper_tables.paper_tables, paper_tables.paper_tables_arguments),
     "bench": Command(bench.bench, bench.bench_arguments),
     "export": Command(train.export, train.export_arguments),
 }

@@ -22,8 +22,3 @@ class ClipFace:
     def embed(self, crops_T3HW: Tensor) -> Tensor:
         """(T, dim), unit length, differentiable in the crops."""
         return self.encoder.embed_images(crops_T3HW)
-
-
-def follower_of(recognizer: Recognizer | ClipFace) -> Recognizer:
-    """Who tells people apart where this one's embeddings are compared."""
-    return recognizer.follower if isinstance(recognizer, ClipFace) else recognizer

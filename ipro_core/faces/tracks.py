@@ -1,7 +1,10 @@
 """One person through one video: which of the detected faces is theirs, and their embeddings (φ in Eq. 5)."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -9,9 +12,11 @@ from torch import Tensor
 
 from ..types import Choose, Face, FacePool, FaceTrack, PersonFaces
 from .alignment import crop_corners, crop_faces
-from .clip_face import ClipFace, follower_of
-from .detector import Detector
-from .recognizer import Recognizer
+
+if TYPE_CHECKING:
+    from .clip_face import ClipFace
+    from .detector import Detector
+    from .recognizer import Recognizer
 
 SAME_PERSON = 0.35
 """Cosine from which a face is the subject wherever it appears; other people stay below 0.34 (300 pairs)."""
@@ -19,6 +24,11 @@ SAME_PLACE = 0.3
 """Overlap (intersection over union) with the subject's last box from which a face may be the subject's ..."""
 OTHER_PERSON = 0.15
 """... unless its cosine says that someone else stands there now."""
+
+
+def follower_of(recognizer: Recognizer | ClipFace) -> Recognizer:
+    """Who tells people apart where this one's embeddings are compared."""
+    return getattr(recognizer, "follower", cast("Recognizer", recognizer))
 
 
 @dataclass(frozen=True, eq=False)

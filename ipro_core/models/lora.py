@@ -8,14 +8,14 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save
 from torch import Tensor
-from torch.nn import Linear
 
 from ..files import write_atomically
+from .base import AdaptedModel
 from .containers import open_container
 from .lora_keys import LoraContent, LowRank, read_content
 
@@ -26,21 +26,6 @@ RANGE = "ipro.range"
 
 _ADVICE = "give a LoRA as .safetensors, as `ipro export` and ComfyUI write it"
 _log = logging.getLogger("ipro")
-
-
-class AdaptedModel(Protocol):
-    """What a model must offer to have its adapter exported and imported."""
-
-    linears: dict[str, Linear]
-
-    @property
-    def path(self) -> Path: ...
-    @property
-    def base_sha256(self) -> str: ...
-    def adapter(self) -> dict[str, LowRank]: ...
-    def place_adapter(self, layers: Mapping[str, LowRank], *, frozen: bool = False) -> None: ...
-    def frozen_shapes(self) -> Mapping[str, tuple[int, ...]]: ...
-    def change_frozen(self, differences: Mapping[str, Tensor]) -> None: ...
 
 
 class TunedRange(NamedTuple):

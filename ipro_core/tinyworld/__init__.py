@@ -21,46 +21,58 @@ from ..studio import Network, Studio
 from ..types import Framing
 from .codec import LinearCodec
 from .scenes import embed_prompt
+from .scorer import TinyScorer
 
 WEIGHTS = Path(__file__).parent / "weights"
 FACE_PACK = WEIGHTS / "faces"
 """A face pack like any user's: det_tiny.onnx and w600k_tiny.onnx."""
 JUDGE = WEIGHTS / "judge"
 """Trained on other people with another design; measures, never rewards."""
-VIDEO_MODEL = WEIGHTS / "video.safetensors"
+VIDEO_MODELS = {"walks": WEIGHTS / "video.safetensors", "turns": WEIGHTS / "video_turns.safetensors"}
+"""One for each world of clips, see `tinyworld.clips`."""
+VIDEO_MODEL = VIDEO_MODELS["walks"]
 CODEC = WEIGHTS / "codec.safetensors"
+SCORER = WEIGHTS / "scorer.safetensors"
+"""Says how well a frame shows a prompt, see `tinyworld.scorer`."""
 FRAMING = Framing(48, 48, 9, 8.0)
 
 
-def open_tiny_world(faces: Path | str | None = None, device: torch.device | str = "cpu") -> Studio:
-    """The embedded world's networks in float32; `faces` takes the place of its own pack.
+def open_tiny_world(
+    faces: Path | str | None = None, device: torch.device | str = "cpu", world: str = "walks"
+) -> Studio:
+    """The embedded world's networks in float32.
+
+    Args:
+        faces: takes the place of its own pack.
+        world: "walks", or "turns" with clips in which copying the first frame pays and shows.
 
     Raises:
         ValueError: the pack is not one.
     """
-    faces = faces or FACE_PACK
+    faces, video = faces or FACE_PACK, VIDEO_MODELS[world]
     names = ", ".join(face_model_names(faces))
     return Studio(
         kind="I2V-A14B",  # what it is told of the first frame is the same
-        base=VIDEO_MODEL.name,
-        shapes=open_wan_file(VIDEO_MODEL).shapes,
+        base=video.name,
+        shapes=open_wan_file(video).shapes,
         framing=FRAMING,
         latent_shape=(16, 3, 12, 12),
         text=Network(lambda: "words", lambda: embed_prompt),
         codec=Network(lambda: sha256(CODEC), lambda: LinearCodec.load(CODEC, device)),
         faces=Network(lambda: names, lambda: load_face_models(faces, device)),
-        model=Network(lambda: sha256(VIDEO_MODEL), lambda: _video_model(device)),
+        model=Network(lambda: sha256(video), lambda: _video_model(video, device)),
         high_noise=None,
         judge=Network(lambda: sha256(JUDGE), lambda: load_recognizer(JUDGE, device)),
         cache=MemoryCache(),
         read_clips=_small_clips,
+        scorer=Network(lambda: sha256(SCORER), lambda: TinyScorer.load(SCORER, device)),
         device=device,
         min_face=0,
     )
 
 
-def _video_model(device: torch.device | str) -> WanVideoModel:
-    return load_video_model(VIDEO_MODEL, dtype=torch.float32, placement=Placement(device, recompute=False))
+def _video_model(path: Path, device: torch.device | str) -> WanVideoModel:
+    return load_video_model(path, dtype=torch.float32, placement=Placement(device, recompute=False))
 
 
 def _small_clips(places: Sequence[Place]) -> list[ShownScene]:

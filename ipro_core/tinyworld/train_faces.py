@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, cross_entropy, interpolate, normalize, smooth_l1_loss
 
 from ..faces.alignment import crop_faces
+from .clips import draw_clips
 from .networks import DETECTOR_SIDE, STRIDES, WIDTH, anchor_centres
 from .painting import render
 from .scenes import PROMPTS, split_generator
-from .world import draw_clips, draw_identities, draw_pictures, truth
+from .world import draw_identities, draw_pictures, truth
 
 log = logging.getLogger("ipro")
 JITTER = 0.03

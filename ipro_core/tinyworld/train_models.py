@@ -1,7 +1,8 @@
 """Make the networks of weights/, and measure them: `python -m ipro_core.tinyworld.train_models [stage ...]`.
 
-Stages, in their order: codec, recognizer, judge, detector, video, figures; none named: all. Seeds are fixed.
-The video model takes a number of steps, the others seconds of one core. Two cores share it so:
+Stages, in their order: codec, recognizer, judge, detector, video, turns, scorer, figures; none named: all.
+Seeds are fixed. The video model takes a number of steps, the others seconds of one core. Two cores share it
+so:
 
     python -m torch.distributed.run --nproc-per-node 2 -m ipro_core.tinyworld.train_models video
 
@@ -20,16 +21,18 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 
 from ..models.wan_files import save_wan_file
-from . import CODEC, FACE_PACK, JUDGE, VIDEO_MODEL, WEIGHTS, open_tiny_world
+from . import CODEC, FACE_PACK, JUDGE, SCORER, VIDEO_MODELS, WEIGHTS, open_tiny_world
 from .codec import LinearCodec
 from .figures import detection, likeness, sample_scenes, stranger_floor, verification
 from .networks import CROP, DETECTOR_SIDE, Detector, Judge, Recognizer, export
 from .scenes import tiny_scenes
 from .train_faces import train_detector, train_recognizer
+from .train_scorer import train_scorer
 from .train_video import fit_codec, train_video
 
 BUDGETS = {"recognizer": 800.0, "judge": 700.0, "detector": 430.0}
 VIDEO_STEPS = 3600
+TURNS_STEPS = 2000
 
 
 def make_codec(_: Path) -> None:
@@ -64,7 +67,25 @@ def make_detector(_: Path) -> None:
 def make_video(checkpoints: Path) -> None:
     """video.safetensors, a Wan file in float16."""
     network = train_video(LinearCodec.load(CODEC), checkpoints / "video.pt", steps=VIDEO_STEPS)
-    save_wan_file(network.half(), VIDEO_MODEL)
+    save_wan_file(network.half(), VIDEO_MODELS["walks"])
+
+
+def make_turns(checkpoints: Path) -> None:
+    """video_turns.safetensors: the same model, tuned on clips of the world of turns."""
+    network = train_video(
+        LinearCodec.load(CODEC),
+        checkpoints / "video_turns.pt",
+        steps=TURNS_STEPS,
+        peak=1.2e-3,
+        world="turns",
+        begin=VIDEO_MODELS["walks"],
+    )
+    save_wan_file(network.half(), VIDEO_MODELS["turns"])
+
+
+def make_scorer(_: Path) -> None:
+    """scorer.safetensors, in float16."""
+    train_scorer().save(SCORER)
 
 
 def save_recognizer(network: torch.nn.Module, path: Path) -> None:
@@ -128,6 +149,8 @@ STAGES: dict[str, Callable[[Path], None]] = {
     "judge": make_judge,
     "detector": make_detector,
     "video": make_video,
+    "turns": make_turns,
+    "scorer": make_scorer,
     "figures": make_figures,
 }
 

@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, distributed, nn
 
 from ..models.condition import image_condition
+from ..models.wan_keys import to_diffusers
+from .clips import draw_clips
 from .codec import GROUP, PATCH, LinearCodec
 from .painting import render
-from .scenes import PROMPTS, embed_prompt, split_generator
-from .world import Scenes, Truth, draw_clips, truth
+from .scenes import embed_prompt, split_generator, world_prompts
+from .world import Scenes, Truth, truth
 
 log = logging.getLogger("ipro")
 
@@ -41,12 +44,15 @@ STEPS = 8
 """Of the sampler."""
 
 
-def draw_split(split: str, count: int, seed: int) -> tuple[Tensor, list[int], Scenes, Truth]:
+def draw_split(
+    split: str, count: int, seed: int, world: str = "walks"
+) -> tuple[Tensor, list[int], Scenes, Truth]:
     """Frames (count, 9, 3, 48, 48) of training prompts, each clip's prompt number, and what is known of
     them."""
-    generator = split_generator(split, seed)
-    chosen = torch.randint(len(PROMPTS), (count,), generator=generator).tolist()
-    scenes = draw_clips([PROMPTS[i] for i in chosen], generator)
+    prompts, _ = world_prompts(world)
+    generator = split_generator(split, seed, world)
+    chosen = torch.randint(len(prompts), (count,), generator=generator).tolist()
+    scenes = draw_clips([prompts[i] for i in chosen], generator, world=world)
     return render(scenes), chosen, scenes, truth(scenes)
 
 
@@ -108,11 +114,12 @@ class _Ring:
     faces: Tensor
     """1 where a latent pixel shows the face at some moment."""
     prompts: Tensor
+    world: str
     filled: int = 0
     drawn: int = 0
 
     def add(self, count: int) -> None:
-        frames, chosen, _, known = draw_split("video", count, self.drawn)
+        frames, chosen, _, known = draw_split("video", count, self.drawn, self.world)
         at = torch.arange(self.filled, self.filled + count) % len(self.latents)
         self.latents[at] = self.codec.encode(frames)
         face = _on_face(known, self.faces.shape[-1])
@@ -124,9 +131,16 @@ class _Ring:
 
 
 def train_video(
-    codec: LinearCodec, checkpoint: Path, *, steps: int, batch: int = 24, peak: float = 1.7e-3
+    codec: LinearCodec,
+    checkpoint: Path,
+    *,
+    steps: int,
+    batch: int = 24,
+    peak: float = 1.7e-3,
+    world: str = "walks",
+    begin: Path | None = None,
 ) -> torch.nn.Module:
-    """Flow matching; returns the averaged network.
+    """Flow matching on one world's clips, from the file `begin` or nothing; returns the averaged network.
 
     Started by `torchrun --nproc-per-node 2`, every process draws clips of its own and the gradients are
     averaged. The checkpoint is written every 200 steps and holds everything: a stopped training goes on from
@@ -140,6 +154,8 @@ def train_video(
     rank = int(os.environ.get("RANK", "0"))
     torch.manual_seed(0)
     model = WanTransformer3DModel(**SHAPE)
+    if begin:
+        model.load_state_dict({to_diffusers(name): weight for name, weight in load_file(begin).items()})
     average = WanTransformer3DModel(**SHAPE)
     average.load_state_dict(model.state_dict())
     matrices = [
@@ -148,13 +164,14 @@ def train_video(
     others = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
     muon = _Muon(matrices, peak)
     adam = torch.optim.AdamW(others, lr=peak, betas=(0.9, 0.98), weight_decay=0.01)
-    texts = torch.stack([embed_prompt(prompt) for prompt in PROMPTS])
+    texts = torch.stack([embed_prompt(prompt) for prompt in world_prompts(world)[0]])
     grey = image_condition(codec, torch.full((1, 3, 48, 48), 0.5), 9)
     ring = _Ring(
         codec,
         torch.zeros(10_000, 16, 3, 12, 12),
         torch.zeros(10_000, 3, 12, 12),
         torch.zeros(10_000, dtype=torch.long),
+        world,
     )
     begun = 0
     parts = {"model": model, "average": average, "muon": muon, "adam": adam}

@@ -27,27 +27,6 @@ STATE = (
     "x", "y", "scale", "yaw", "pitch", "roll", "mouth_open", "smile", "lids", "brows", "gaze_x", "gaze_y",
     "light_side", "light_up", "light_power",
 )  # fmt: skip
-MOVES = {
-    "turns left": {"yaw": -0.8, "x": -0.14},
-    "turns right": {"yaw": 0.8, "x": 0.14},
-    "looks up": {"pitch": -0.5, "y": -0.08},
-    "looks down": {"pitch": 0.5, "y": 0.08},
-    "leans left": {"roll": -0.4, "x": -0.18},
-    "leans right": {"roll": 0.4, "x": 0.18},
-    "walks left": {"x": -0.32, "yaw": -0.35},
-    "walks right": {"x": 0.32, "yaw": 0.35},
-    "comes closer": {"scale": 0.10},
-    "steps back": {"scale": -0.10},
-}
-"""What a person does with the head: the change of state from the first frame to the last."""
-EXPRESSIONS = {
-    "keeps calm": {},
-    "smiles": {"smile": 1.0},
-    "frowns": {"smile": -0.9, "brows": -0.7},
-    "opens mouth": {"mouth_open": 1.0},
-    "closes eyes": {"lids": 0.95},
-    "raises brows": {"brows": 1.0},
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +63,7 @@ class Truth:
     """Share of the five points that are inside the picture and not covered; 0 for an absent person."""
 
 
-def _between(low: float, high: float, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+def between(low: float, high: float, shape: Sequence[int], generator: torch.Generator) -> Tensor:
     return low + (high - low) * torch.rand(tuple(shape), generator=generator)
 
 
@@ -99,90 +78,27 @@ def draw_identities(count: int, generator: torch.Generator) -> Tensor:
     return identities_NI
 
 
-def _state(**columns: Tensor) -> Tensor:
+def state(**columns: Tensor) -> Tensor:
     return torch.stack(torch.broadcast_tensors(*(columns[name] for name in STATE)), dim=-1)
 
 
-def _surroundings(count: int, frames: int, people: int, occluded: float, generator: torch.Generator):
+def surroundings(count: int, frames: int, people: int, occluded: float, generator: torch.Generator):
     """Clothes, background and occluders; a rectangle covers part of the picture in a share of the scenes."""
     clothes_NK7 = torch.rand(count, people, 7, generator=generator)
     ground_NG = torch.rand(count, 18, generator=generator)
     occluders = torch.cat(
         (
-            _between(0.1, 0.9, (count, 1, 2, 2), generator),
-            _between(0.04, 0.16, (count, 1, 2, 2), generator),
+            between(0.1, 0.9, (count, 1, 2, 2), generator),
+            between(0.04, 0.16, (count, 1, 2, 2), generator),
             torch.rand(count, 1, 2, 3, generator=generator),
             (torch.rand(count, 1, 2, 1, generator=generator) < occluded).float(),
         ),
         dim=-1,
     )
-    drift = _between(-0.15, 0.15, (count, 1, 2, 2), generator) * torch.linspace(0, 1, frames).view(
-        1, -1, 1, 1
-    )
+    drift = between(-0.15, 0.15, (count, 1, 2, 2), generator) * torch.linspace(0, 1, frames).view(1, -1, 1, 1)
     occluders_NTO8 = occluders.repeat(1, frames, 1, 1)
     occluders_NTO8[..., :2] += drift
     return clothes_NK7, ground_NG, occluders_NTO8
-
-
-def draw_clips(
-    prompts: Sequence[str],
-    generator: torch.Generator,
-    *,
-    identities_NI: Tensor | None = None,
-    frames: int = 9,
-) -> Scenes:
-    """One clip per prompt: the person does what the prompt says, a little more or less, from some first pose.
-
-    A prompt reads "a person <move> and <expression>" (MOVES, EXPRESSIONS). Every fifth clip has a bystander,
-    every eighth an occluder.
-    """
-    count = len(prompts)
-    first_NI = draw_identities(count, generator) if identities_NI is None else identities_NI
-    identities_NKI = torch.stack((first_NI, draw_identities(count, generator)), dim=1)
-    changes = torch.zeros(count, len(STATE))
-    for row, prompt in zip(changes, prompts, strict=True):
-        move, expression = prompt.removeprefix("a person ").split(" and ")
-        for name, change in {**MOVES[move], **EXPRESSIONS[expression]}.items():
-            row[STATE.index(name)] = change
-
-    shape = (count, 2)
-    crowded_N = torch.rand(count, generator=generator) < 0.2
-    start = _state(
-        x=_between(0.44, 0.56, shape, generator),
-        y=_between(0.38, 0.46, shape, generator),
-        scale=_between(0.24, 0.32, shape, generator),
-        yaw=_between(-0.25, 0.25, shape, generator),
-        pitch=_between(-0.12, 0.12, shape, generator),
-        roll=_between(-0.12, 0.12, shape, generator),
-        mouth_open=_between(0.0, 0.25, shape, generator),
-        smile=_between(-0.2, 0.3, shape, generator),
-        lids=_between(0.0, 0.2, shape, generator),
-        brows=_between(-0.2, 0.2, shape, generator),
-        gaze_x=_between(-0.5, 0.5, shape, generator),
-        gaze_y=_between(-0.3, 0.3, shape, generator),
-        light_side=_between(-0.8, 0.8, shape, generator),
-        light_up=_between(0.0, 0.6, shape, generator),
-        light_power=_between(0.75, 1.1, shape, generator),
-    )
-    x, scale = start[..., STATE.index("x")], start[..., STATE.index("scale")]
-    side_N = torch.where(torch.rand(count, generator=generator) < 0.5, -1.0, 1.0)
-    x[:, 1] = 0.5 + 0.36 * side_N
-    scale[:, 1] *= 0.62
-    x[:, 0] -= 0.14 * side_N * crowded_N
-    scale[:, 0] *= 1 - 0.2 * crowded_N
-    # A turn begins a little on the other side, so that the face stays in sight; and takes its own size and
-    # pace.
-    amount_N1 = _between(0.85, 1.15, (count, 1), generator)
-    pace_N1 = _between(0.9, 1.25, (count, 1), generator)
-    for name, share in {"yaw": 0.35, "pitch": 0.3, "roll": 0.3, "x": 0.5, "y": 0.5, "scale": 0.5}.items():
-        column = STATE.index(name)
-        start[:, 0, column] -= share * changes[:, column] * amount_N1[:, 0]
-    time_NT = torch.linspace(0, 1, frames).expand(count, -1) ** pace_N1
-    ease_NT = time_NT * time_NT * (3 - 2 * time_NT) * 0.6 + time_NT * 0.4
-    states_NTKS = start[:, None].repeat(1, frames, 1, 1)
-    states_NTKS[:, :, 0] += (ease_NT * amount_N1)[..., None] * changes[:, None]
-    present_NK = torch.stack((torch.ones(count), crowded_N.float()), dim=1)
-    return Scenes(identities_NKI, states_NTKS, present_NK, *_surroundings(count, frames, 2, 0.06, generator))
 
 
 def draw_pictures(
@@ -197,26 +113,26 @@ def draw_pictures(
     3)."""
     shape = identities_NKI.shape[:2]
     scale_NK = smallest * (0.36 / smallest) ** torch.rand(shape, generator=generator)
-    states_NKS = _state(
-        x=_between(0.1, 0.9, shape, generator) * (1 - 1.2 * scale_NK) + 0.6 * scale_NK,
-        y=_between(0.1, 0.8, shape, generator) * (1 - 1.2 * scale_NK) + 0.6 * scale_NK,
+    states_NKS = state(
+        x=between(0.1, 0.9, shape, generator) * (1 - 1.2 * scale_NK) + 0.6 * scale_NK,
+        y=between(0.1, 0.8, shape, generator) * (1 - 1.2 * scale_NK) + 0.6 * scale_NK,
         scale=scale_NK,
-        yaw=_between(-0.75, 0.75, shape, generator),
-        pitch=_between(-0.35, 0.35, shape, generator),
-        roll=_between(-0.35, 0.35, shape, generator),
-        mouth_open=_between(-0.6, 1.1, shape, generator).clamp_min(0),
-        smile=_between(-1.0, 1.1, shape, generator),
-        lids=_between(-0.8, 1.0, shape, generator).clamp_min(0),
-        brows=_between(-0.7, 1.0, shape, generator),
-        gaze_x=_between(-0.8, 0.8, shape, generator),
-        gaze_y=_between(-0.5, 0.5, shape, generator),
-        light_side=_between(-1.0, 1.0, shape, generator),
-        light_up=_between(-0.3, 0.8, shape, generator),
-        light_power=_between(0.65, 1.2, shape, generator),
+        yaw=between(-0.75, 0.75, shape, generator),
+        pitch=between(-0.35, 0.35, shape, generator),
+        roll=between(-0.35, 0.35, shape, generator),
+        mouth_open=between(-0.6, 1.1, shape, generator).clamp_min(0),
+        smile=between(-1.0, 1.1, shape, generator),
+        lids=between(-0.8, 1.0, shape, generator).clamp_min(0),
+        brows=between(-0.7, 1.0, shape, generator),
+        gaze_x=between(-0.8, 0.8, shape, generator),
+        gaze_y=between(-0.5, 0.5, shape, generator),
+        light_side=between(-1.0, 1.0, shape, generator),
+        light_up=between(-0.3, 0.8, shape, generator),
+        light_power=between(0.65, 1.2, shape, generator),
     )
     count, people = shape
     present_NK = torch.ones(shape) if present_NK is None else present_NK
-    around = _surroundings(count, 1, people, occluded, generator)
+    around = surroundings(count, 1, people, occluded, generator)
     return Scenes(identities_NKI, states_NKS[:, None], present_NK, *around)
 
 

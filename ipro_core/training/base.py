@@ -1,8 +1,11 @@
 """What all methods share: samples, where their videos begin, the look at their faces; and their catalogue.
 
 A method is one file. `ipro.py` holds `IproSettings`, its knobs, and `IproObjective`, its gradient, and every
-menu calls it `ipro`: a new file of that form is found by itself.
+menu calls it `ipro`: a new file of that form is found by itself. What opens networks is imported where it is
+worked with, because a host's start waits for these files.
 """
+
+from __future__ import annotations
 
 import importlib
 import logging
@@ -10,27 +13,29 @@ import pkgutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from ..faces.clip_face import ClipFace
-from ..faces.detector import Detector
-from ..faces.recognizer import Recognizer
-from ..faces.references import ReferenceFaces
-from ..faces.tracks import person_faces
-from ..models.base import VideoCodec, VideoModel
-from ..rewards.base import Reward
 from ..sampling.flow import shifted_sigmas
 from ..sampling.rollout import sample
-from ..scorer import Scorer
 from ..types import FacePool, GeneratedVideo, RewardScore, check_knobs
-from .loop import Draw
 from .settings import SamplingSettings
+
+if TYPE_CHECKING:
+    from ..faces.clip_face import ClipFace
+    from ..faces.detector import Detector
+    from ..faces.recognizer import Recognizer
+    from ..faces.references import ReferenceFaces
+    from ..models.base import VideoCodec, VideoModel
+    from ..rewards.base import Reward
+    from ..scorer import Scorer
+    from .loop import Draw
 
 logger = logging.getLogger("ipro")
 
+NO_METHODS = ("base", "loop", "presets", "settings")
 Settings = TypeVar("Settings", bound=SamplingSettings)
 
 
@@ -132,6 +137,8 @@ class Method(Generic[Settings]):
 
     def score(self, frames_TCHW: Tensor, draw: Draw) -> RewardScore:
         """The reward of one generated video, differentiable in its frames."""
+        from ..faces.tracks import person_faces
+
         wanted = draw.sample
         pool = wanted.pool
         if pool is not None and not self.settings.pool_first_frame:
@@ -227,6 +234,8 @@ def objective_of(settings: SamplingSettings) -> type[Method]:
 def _methods() -> Iterator[tuple[str, str, Any]]:
     """Name, its start of the classes' names, and module."""
     for file in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        if file.name in NO_METHODS:
+            continue
         module = importlib.import_module(f"{__package__}.{file.name}")
         start = file.name.title().replace("_", "")
         if hasattr(module, f"{start}Objective"):

@@ -1,5 +1,7 @@
 """The IPRO objective: sample from noise, score the faces, stay near the frozen model (Eq. 3 to 7)."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,11 +14,11 @@ from ..sampling.gradient import reward_gradient
 from ..sampling.rollout import sample
 from ..types import AnchorWeighting, KLThrough, RewardScore, Rollout, knob
 from .base import Method, mean, microbatches, some_frames, stack_conditions
-from .loop import Draw
 from .settings import SamplingSettings
 
 if TYPE_CHECKING:
     from ..models.plan_shape import Passes
+    from .loop import Draw
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class IproSettings(SamplingSettings):
         min=0,
     )
 
-    def passes(self) -> "Passes":
+    def passes(self) -> Passes:
         from ..models.plan_shape import Passes
 
         steps = self.steps - self.first_tuned_step

@@ -6,6 +6,8 @@ semantic reward, see `rewards/semantic.py`, and in that the frames of which it s
 videos, not drawn for each.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -13,18 +15,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..faces.references import embed_references
-from ..rewards.semantic import SemanticConsistency
 from ..sampling.anchor import anchor_weight
 from ..sampling.gradient import reward_gradient
 from ..sampling.rollout import sample
 from ..types import GeneratedVideo, RewardScore, knob
 from .base import Method, mean, microbatches, some_frames, stack_conditions
-from .loop import Draw
 from .settings import SamplingSettings
 
 if TYPE_CHECKING:
     from ..models.plan_shape import Passes
+    from .loop import Draw
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class PersonalVideoSettings(SamplingSettings):
         own = self.first_tuned_step
         return max(switch, own if own >= 0 else self.steps - max(1, self.steps // 4))
 
-    def passes(self) -> "Passes":
+    def passes(self) -> Passes:
         from ..models.plan_shape import Passes
 
         first = self.begins(0)
@@ -143,6 +143,8 @@ class PersonalVideoObjective(Method[PersonalVideoSettings]):
 
     def score(self, frames_TCHW: Tensor, draw: Draw) -> RewardScore:
         """ICR: the likeness of random frames to the pictures as one look finds them."""
+        from ..faces.references import embed_references
+
         wanted, given = self.settings, draw.sample
         if given.pictures is not None and given.pool is not None:
             looks = {"crop_jitter": wanted.crop_jitter, "colour_jitter": wanted.colour_jitter}
@@ -154,6 +156,8 @@ class PersonalVideoObjective(Method[PersonalVideoSettings]):
 
     def semantic(self, frames_TCHW: Tensor, frozen_1CTHW: Tensor, draw: Draw) -> RewardScore:
         """SCR: M frames, drawn by chance, against the same of the frozen model's video."""
+        from ..rewards.semantic import SemanticConsistency
+
         assert self.scorer is not None
         count = len(frames_TCHW)
         at_M = torch.arange(count)
