@@ -12,7 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from .cache import name_of
+from .clips.person import PersonScene, person_scenes
 from .clips.scenes import Scene
 from .models.lora import RANGE, SETTINGS, LowRank, TunedRange, write_lora
 from .runs import Run, latest_state, read_config
@@ -118,19 +121,26 @@ class Tuner:
         return train(self.model, self.objective, self.samples, self.plan.loop, run)
 
 
-def with_scorer(studio: Studio, scorer: str, face_encoder: str, memo: Path | None = None) -> Studio:
+def with_scorer(
+    studio: Studio,
+    scorer: str,
+    face_encoder: str,
+    memo: Path | None = None,
+    tokenizer: Path | None = None,
+) -> Studio:
     """The studio with a text-image scorer and a face encoder by file; "" leaves what it has.
 
     Args:
         memo: see `files.sha256`.
+        tokenizer: see `load_scorer`.
 
     Raises:
         ValueError: a file is missing, damaged, or no CLIP; or the scorer's tower is wanted and there is none.
     """
     if scorer:
         open_scorer_file(scorer)  # what is wrong is told now
-        name, opened = partial(scorer_name, scorer, memo), partial(load_scorer, scorer, studio.device, memo)
-        studio = replace(studio, scorer=Network(name, opened))
+        opened = partial(load_scorer, scorer, studio.device, memo, tokenizer)
+        studio = replace(studio, scorer=Network(partial(scorer_name, scorer, memo), opened))
     if face_encoder == SCORER:
         if studio.scorer is None:
             raise ValueError("There is no scorer whose image tower could compare faces: give --scorer.")
@@ -166,6 +176,28 @@ def showing_faces(studio: Studio, scenes: Iterable[Scene]) -> list[Scene]:
     """The scenes whose input image shows a face to compare with."""
     detector, _ = studio.faces.open()
     return [scene for scene in scenes if detector.detect(scene.first()[None])[0]]
+
+
+def person_of(studio: Studio, pictures: Sequence[Tensor], prompts: Sequence[str]) -> list[PersonScene]:
+    """One person's pictures with each prompt; those that would begin with no face are left out.
+
+    Raises:
+        NoFaceError: no picture shows one, as the model sees it.
+    """
+    with_first = not studio.kind.startswith("T2V")
+    scenes = person_scenes(pictures, prompts, studio.framing, with_first=with_first)
+    firsts = {scene.shown: scene for scene in scenes}
+    begun = showing_faces(studio, firsts.values())
+    kept = [scene for scene in scenes if firsts[scene.shown] in begun]
+    if not kept:
+        raise NoFaceError("No picture shows a face, as the model sees it: give others of the person.")
+    if len(kept) < len(scenes):
+        logger.warning(
+            "%d of %d prompts would begin with a picture whose middle shows no face, and are left out.",
+            len(scenes) - len(kept),
+            len(scenes),
+        )
+    return kept
 
 
 def name_of_scenes(scenes: Sequence[Scene]) -> str:

@@ -121,11 +121,17 @@ def look(frames_NCHW: Tensor, size: int, *, pads: bool = False) -> Tensor:
     return (frames_NCHW - mean_C11) / std_C11
 
 
-def load_scorer(path: Path | str, device: torch.device | str = "cpu", memo: Path | None = None) -> ClipScorer:
+def load_scorer(
+    path: Path | str,
+    device: torch.device | str = "cpu",
+    memo: Path | None = None,
+    tokenizer: Path | None = None,
+) -> ClipScorer:
     """CLIP or HPSv2 with both towers and its tokeniser.
 
     Args:
         memo: see `files.sha256`.
+        tokenizer: the folder of CLIP's, for weights that have none beside them.
 
     Raises:
         ValueError: the file is missing, damaged, a pickle, no CLIP, or has no text tower or tokeniser.
@@ -137,7 +143,7 @@ def load_scorer(path: Path | str, device: torch.device | str = "cpu", memo: Path
         )
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-    tokenize = _tokenizer(file)
+    tokenize = _tokenizer(file, tokenizer)
     text = _built(file, CLIPTextModelWithProjection, CLIPTextConfig(**file.text), device)
     return ClipScorer(_vision(file, device), text, tokenize, name=_name(file, memo), pads=file.pads)
 
@@ -187,15 +193,17 @@ def _built(file: ScorerFile, kind: Any, config: Any, device: torch.device | str)
     return network.requires_grad_(False).eval()
 
 
-def _tokenizer(file: ScorerFile) -> Callable[[str], list[int]]:
+def _tokenizer(file: ScorerFile, spare: Path | None) -> Callable[[str], list[int]]:
     from transformers import CLIPTokenizerFast  # pyright: ignore[reportAttributeAccessIssue] (an alias in 5)
 
     assert file.text is not None
-    if not (file.folder / "tokenizer.json").exists() and not (file.folder / "vocab.json").exists():
+    own = any((file.folder / name).exists() for name in ("tokenizer.json", "vocab.json"))
+    folder = file.folder if own else spare
+    if folder is None:
         raise ValueError(
             f"There is no tokeniser beside {file.weights.name}: put CLIP's vocab.json and merges.txt, or its "
             "tokenizer.json, into the same folder."
         )
-    tokenizer = CLIPTokenizerFast.from_pretrained(file.folder, local_files_only=True)
+    tokenizer = CLIPTokenizerFast.from_pretrained(folder, local_files_only=True)
     longest = file.text["max_position_embeddings"]
     return lambda prompt: tokenizer(prompt, truncation=True, max_length=longest)["input_ids"]

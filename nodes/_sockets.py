@@ -20,6 +20,7 @@ from ..ipro_core.files import fingerprint
 from ..ipro_core.training.settings import SamplingSettings
 from ..ipro_core.types import Clip, FacePool, Framing
 from ..ipro_core.wan_settings import DeviceSettings, WanFiles
+from . import _comfy
 
 if TYPE_CHECKING:
     from ..ipro_core.evaluation.verdict import Comparison
@@ -129,19 +130,52 @@ class StillChoice:
 
 
 @dataclass(frozen=True, eq=False)
+class PersonChoice:
+    """Pictures of one person, and prompts."""
+
+    pictures: tuple[Tensor, ...]
+    prompts: tuple[str, ...]
+
+    videos: tuple[Path, ...] = ()
+
+    @property
+    def count(self) -> int:
+        return len(self.prompts)
+
+    def scenes(self, studio: Studio) -> list[Scene]:
+        from ..ipro_core.job import person_of
+
+        return list(person_of(studio, self.pictures, self.prompts))
+
+    def name(self, studio: Studio) -> str:
+        from ..ipro_core.cache import name_of
+
+        told = {f"{n:04d}": picture for n, picture in enumerate(self.pictures)}
+        return name_of({"pictures": fingerprint(told), "prompts": list(self.prompts)})
+
+
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """What is tuned on."""
 
-    clips: ClipChoice | StillChoice
+    clips: ClipChoice | StillChoice | PersonChoice
     faces: Path
     """A face pack."""
     pool: FacePool | None = None
     """Whom all clips show; None: each clip its own person."""
+    scorer: str = ""
+    """A text-image scorer's file; "": the model's own, if it has one."""
+    face_encoder: str = ""
+    """A CLIP's file, which compares faces for the reward in the recogniser's place."""
 
     def open_studio(self, model: ModelChoice, tuning: Tuning | None = None) -> Studio:
         """The model's, told what the host has encoded already."""
+        from ..ipro_core.job import with_scorer
+
         text = self.clips.text if isinstance(self.clips, StillChoice) else None
-        return model.open_studio(self.faces, tuning, text=text)
+        studio = model.open_studio(self.faces, tuning, text=text)
+        memo = Path(model.files["cache"]) / "sha256.json"
+        return with_scorer(studio, self.scorer, self.face_encoder, memo, _comfy.clip_tokenizer())
 
     def with_pool(self, sample: TrainingSample) -> TrainingSample:
         """The sample with the pool that was given for all."""

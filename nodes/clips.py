@@ -242,13 +242,26 @@ class BuildDataset(io.ComfyNode):
                 FACE_POOL.Input(
                     "pool", optional=True, tooltip="One person's faces, where all clips show that person."
                 ),
+                _comfy.known(
+                    io.Combo.Input,
+                    "face_encoder",
+                    options=[_comfy.NONE, *_comfy.model_files("clip_vision")],
+                    advanced=True,
+                    tooltip="CLIP's image encoder in models/clip_vision, which compares faces for the reward "
+                    "in the recogniser's place, as in the paper's Table 4; measures stay the recogniser's.",
+                ),
             ],
             outputs=[DATASET.Output(display_name="dataset", tooltip="For Train.")],
         )
 
     @classmethod
-    def execute(cls, clips: ClipChoice, face_models: Path, pool=None) -> io.NodeOutput:
-        return io.NodeOutput(Dataset(clips, face_models, pool))
+    def execute(cls, clips: ClipChoice, face_models: Path, face_encoder: str, pool=None) -> io.NodeOutput:
+        if pool is not None and face_encoder != _comfy.NONE:
+            raise ValueError(
+                "A pool's faces are the recogniser's, and CLIP's do not compare with them: choose one."
+            )
+        encoder = _comfy.model_file("clip_vision", face_encoder)
+        return io.NodeOutput(Dataset(clips, face_models, pool, face_encoder=encoder))
 
 
 class DatasetFromImage(io.ComfyNode):

@@ -66,8 +66,9 @@ class ApplyLoRA(io.ComfyNode):
 
         file = _lora_file(lora_name)
         if not steps:
-            tuned = lora_range(file)
-            return io.NodeOutput(apply_lora(model, file, strength, StepRange(*(tuned or (0, 1, 1)))))
+            told = lora_range(file)
+            tuned = StepRange(told.first, told.end, told.steps, told.shift) if told else StepRange(0, 1, 1)
+            return io.NodeOutput(apply_lora(model, file, strength, tuned))
         if first_step >= end_step:
             raise ValueError(
                 f"No step lies between first_step {first_step} and end_step {end_step}: make end_step larger."

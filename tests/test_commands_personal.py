@@ -71,7 +71,7 @@ def test_text_to_video_is_tuned_on_pictures_with_a_scorer(tmp_path, capsys, one_
     config = read_config(run)
     assert config["sha256"]["scorer"].startswith("model.safetensors sha256:")
     assert [file.rpartition("/")[2] for file in config["clips"]] == ["0.png", "1.png"]
-    assert config["personal-video"]["person"] == "sks"
+    assert config["person"] == "sks"
     # The files have moved, and hold the same.
     moved = (tmp_path / "me").rename(tmp_path / "you")
     again = ["--references", str(moved), "--updates", "2", "--resume"]

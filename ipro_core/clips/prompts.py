@@ -21,7 +21,7 @@ Answer with one JSON object with exactly the names {names}."""
 
 
 def read_prompts(path: Path | str = SHIPPED, person: str = "a person") -> list[str]:
-    """The prompts of a list, with the words that stand for the person.
+    """The prompts of a list's file; see `prompts_of`.
 
     Raises:
         ValueError: there is no such file, no prompt in it, or it is no text.
@@ -30,13 +30,19 @@ def read_prompts(path: Path | str = SHIPPED, person: str = "a person") -> list[s
     if not path.is_file():
         raise ValueError(f"There is no prompt list at {path}: give a text file with a prompt a line.")
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise ValueError(f"{path} is no prompt list: give a text file with a prompt a line.") from None
-    prompts = [line for line in lines if line and not line.startswith("#")]
+    prompts = prompts_of(text, person)
     if not prompts:
         raise ValueError(f"{path} holds no prompt: give a text file with a prompt a line.")
-    return [filled(prompt, person) for prompt in prompts]
+    return prompts
+
+
+def prompts_of(text: str, person: str = "a person") -> list[str]:
+    """The prompts of a list, with the words that stand for the person."""
+    lines = [line.strip() for line in text.splitlines()]
+    return [filled(line, person) for line in lines if line and not line.startswith("#")]
 
 
 def filled(prompt: str, person: str) -> str:

@@ -28,6 +28,7 @@ from .evaluate_videos import compare_files, given_videos, told, videos_arguments
 from .flags import given_knobs, progress
 from .guards import add_guards, guard_lines, open_guards
 from .opening import (
+    PERSON,
     SAMPLING,
     add_networks,
     add_person,
@@ -36,8 +37,8 @@ from .opening import (
     judged_config,
     open_job,
     open_tuned,
-    person_of,
     prepare,
+    scenes_of_person,
     warn_of_known_clips,
 )
 
@@ -62,7 +63,8 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     studio = job.studio
     if "pictures" in job.plan.method.wants:  # the same person, with other prompts where the world has them
         references = options.references or [Path(file) for file in config.get("clips", [])]
-        scenes = person_of(references, job, PROMPTS_HELD_OUT)
+        person = options.person or config.get("person", PERSON)
+        scenes = scenes_of_person(references, job, person, PROMPTS_HELD_OUT)
     else:
         if job.is_wan and not options.clips:
             raise ValueError("Wan is judged on clips of people it was not tuned on: give them with --clips.")

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from ..clips.person import person_scenes, read_pictures
+from ..clips.person import read_pictures
 from ..clips.prompts import SHIPPED, read_prompts
 from ..clips.scenes import MANIFEST_SUFFIX, Scene, find_clips
 from ..faces.packs import find_pack
-from ..job import Job, adapter_of_run, check_run_fits, showing_faces, with_scorer
+from ..job import Job, adapter_of_run, check_run_fits, person_of, with_scorer
 from ..models.base import AdaptedVideoModel
 from ..models.lora import check_lora, import_lora, lora_settings
 from ..models.wan_files import open_wan_file
@@ -112,6 +112,9 @@ def open_job(
     return Job(studio, replace(plan, method=settings, framing=studio.framing), files)
 
 
+PERSON = "a person"
+
+
 def add_person(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--references",
@@ -120,38 +123,29 @@ def add_person(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="Pictures of one person, or folders of them, for PersonalVideo.",
     )
+    parser.add_argument(
+        "--person", default="", help=f"What its prompts call the person; default: {PERSON}, or the run's."
+    )
 
 
-def person_of(references: Sequence[Path], job: Job, tiny_prompts: Sequence[str] = PROMPTS) -> Sequence[Scene]:
+def scenes_of_person(
+    references: Sequence[Path], job: Job, person: str, tiny_prompts: Sequence[str] = PROMPTS
+) -> Sequence[Scene]:
     """What PersonalVideo is tuned and judged on: one person's pictures, with the prompts of a list.
 
     Args:
+        person: what the prompts call the person.
         tiny_prompts: those of the embedded world; without pictures it is one of its people.
 
     Raises:
         ValueError: there is no picture, none can be read or shows a face, or there is no prompt.
     """
-    studio, person = job.studio, getattr(job.plan.method, "person", "a person")
     if job.is_wan and not references:
         raise ValueError("PersonalVideo wants pictures of the person: give them with --references.")
     pictures = read_pictures(references) if references else tiny_person()
     own = tiny_prompts if not job.is_wan and not job.files["prompts"] else None
     prompts = own or read_prompts(job.files["prompts"] or SHIPPED, person)
-    with_first = not studio.kind.startswith("T2V")
-    scenes = person_scenes(pictures, prompts, studio.framing, with_first=with_first)
-    firsts = {scene.shown: scene for scene in scenes}
-    begun = showing_faces(studio, firsts.values())
-    good = {shown for shown, scene in firsts.items() if scene in begun}
-    shown = [scene for scene in scenes if scene.shown in good]
-    if not shown:
-        raise ValueError("No picture shows a face, as the model sees it: give others of the person.")
-    if len(shown) < len(scenes):
-        logger.warning(
-            "%d of %d prompts would begin with a picture whose middle shows no face, and are left out.",
-            len(scenes) - len(shown),
-            len(scenes),
-        )
-    return shown
+    return person_of(job.studio, pictures, prompts)
 
 
 def _plan(config: Mapping[str, Any], preset: str) -> Preset:

@@ -21,7 +21,7 @@ from ..training.presets import PRESETS
 from ..training.settings import LoopSettings, SamplingSettings
 from ..types import Framing
 from .flags import add_knobs, given_knobs, progress
-from .opening import FILES, add_networks, add_person, open_job, person_of, prepare
+from .opening import FILES, PERSON, add_networks, add_person, open_job, prepare, scenes_of_person
 
 logger = logging.getLogger("ipro")
 
@@ -89,6 +89,8 @@ def tune(options: argparse.Namespace) -> None:
     clips, scenes = _scenes(options, job, begun)
     count = options.scenes or begun.get("scenes", SCENES)
     config = job.config(clips, count, name_of_scenes(scenes))
+    if "pictures" in plan.method.wants:
+        config["person"] = options.person or begun.get("person", PERSON)
     may_differ, device = (*MAY_DIFFER, *MOVED), str(studio.device)
     opened = (
         Run.open(options.run, config, may_differ=may_differ, device=device)
@@ -132,7 +134,8 @@ def _scenes(
     given = find_pictures(options.references) if of_person else find_videos(options.clips)
     files = [str(file.resolve()) for file in given] or list(begun.get("clips", []))
     if of_person:
-        return files, person_of([Path(file) for file in files], job)
+        person = options.person or begun.get("person", PERSON)
+        return files, scenes_of_person([Path(file) for file in files], job, person)
     if job.is_wan and not files:
         raise ValueError("There is nothing to tune on: give --clips with video files, or folders of them.")
     return files, job.studio.read_clips(files) if files else []

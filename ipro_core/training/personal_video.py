@@ -34,12 +34,11 @@ class PersonalVideoSettings(SamplingSettings):
     in the last quarter of the steps alone. The values here are the paper's where it names them."""
 
     title = "PersonalVideo"
-    plain = ("person", "identity_weight", "semantic_weight")
+    plain = ("identity_weight", "semantic_weight", "semantic_temperature")
 
     first_tuned_step: int = knob(
         -1, "The step from which the adapter is on; -1: the first of the last quarter (3.5).", min=-1
     )
-    person: str = knob("a person", "What the prompts call the person: a word of your own, or words.")
     identity_weight: float = knob(1.0, "Weight of the likeness to the person's pictures (ICR).", min=0)
     semantic_weight: float = knob(
         1.0, "Weight of the frames' order in fitting the prompt (SCR); 0: no scorer is wanted.", min=0
