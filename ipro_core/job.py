@@ -179,13 +179,15 @@ def showing_faces(studio: Studio, scenes: Iterable[Scene]) -> list[Scene]:
 
 
 def person_of(studio: Studio, pictures: Sequence[Tensor], prompts: Sequence[str]) -> list[PersonScene]:
-    """One person's pictures with each prompt; those that would begin with no face are left out.
+    """One person's pictures with each prompt, without those of image-to-video that would begin with no face.
 
     Raises:
         NoFaceError: no picture shows one, as the model sees it.
     """
     with_first = not studio.kind.startswith("T2V")
     scenes = person_scenes(pictures, prompts, studio.framing, with_first=with_first)
+    if not with_first:
+        return scenes
     firsts = {scene.shown: scene for scene in scenes}
     begun = showing_faces(studio, firsts.values())
     kept = [scene for scene in scenes if firsts[scene.shown] in begun]

@@ -246,6 +246,7 @@ class BuildDataset(io.ComfyNode):
                     io.Combo.Input,
                     "face_encoder",
                     options=[_comfy.NONE, *_comfy.model_files("clip_vision")],
+                    optional=True,
                     advanced=True,
                     tooltip="CLIP's image encoder in models/clip_vision, which compares faces for the reward "
                     "in the recogniser's place, as in the paper's Table 4; measures stay the recogniser's.",
@@ -255,7 +256,9 @@ class BuildDataset(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, clips: ClipChoice, face_models: Path, face_encoder: str, pool=None) -> io.NodeOutput:
+    def execute(
+        cls, clips: ClipChoice, face_models: Path, face_encoder: str = _comfy.NONE, pool=None
+    ) -> io.NodeOutput:
         if pool is not None and face_encoder != _comfy.NONE:
             raise ValueError(
                 "A pool's faces are the recogniser's, and CLIP's do not compare with them: choose one."
