@@ -16,24 +16,26 @@ from torch import Tensor
 
 from .cache import name_of
 from .clips.person import PersonScene, person_scenes
-from .clips.scenes import Scene
+from .clips.scenes import PreferredScene, Scene
 from .models.lora import RANGE, SETTINGS, LowRank, TunedRange, write_lora
-from .runs import Run, latest_state, read_config
+from .runs import Run, latest_state, read_config, read_metrics
 from .sampling.flow import shifted_sigmas, switch_step
 from .scorer import load_image_encoder, load_scorer, scorer_name
 from .scorer_files import open_scorer_file
-from .studio import Network, Sampler, Samples, Studio, Work
+from .studio import Network, Sampler, Studio, Work
 from .tinyworld import VIDEO_MODEL
 from .training.base import TrainingSample, objective_of
 from .training.loop import adapter_of, train
 from .training.personal_video import NO_SCORER
 from .training.presets import Preset
+from .training.settings import SamplingSettings
 from .types import StepRecord
 from .wan_settings import BOUNDARY, SCORER
 
 logger = logging.getLogger("ipro")
 
 LORA = "ipro.safetensors"
+KL_UPDATES = 10
 FIRST_SEED = 1_000_000
 """Of boundary latents for training: what is judged and sampled with the seeds 0, 1, … was not tuned on."""
 
@@ -83,11 +85,20 @@ class Job:
         """What training wants of scenes, stage by stage.
 
         Raises:
-            ValueError: the method wants a network that nobody gave.
+            ValueError: the method wants a network that nobody gave, or cannot use one that was given.
         """
-        if "scorer" in self.plan.method.wants and self.studio.scorer is None:
+        method, voted = self.plan.method, are_voted(scenes)
+        if "scorer" in method.wants and self.studio.scorer is None:
             raise ValueError(NO_SCORER)
-        return self.studio.prepare(scenes, self.plan.method, self.seeds)
+        if self.studio.face_encoder and method.people != 1:
+            raise ValueError("To CLIP all faces are alike: with --face-encoder give 1 for --people.")
+        return self.studio.prepare(
+            scenes,
+            method,
+            self.seeds if method.samples and not voted else (),
+            faces="faces" in method.wants and not voted,
+            videos="video" in method.wants or voted,
+        )
 
 
 class Tuner:
@@ -153,16 +164,45 @@ def with_scorer(
     return studio
 
 
+class Samples(Sequence[TrainingSample]):
+    """Prepared scenes as training wants them, each read when it is drawn."""
+
+    def __init__(
+        self,
+        studio: Studio,
+        scenes: Sequence[Scene],
+        settings: SamplingSettings,
+        seeds: Sequence[int],
+        adjust: Callable[[TrainingSample], TrainingSample] = lambda sample: sample,
+    ):
+        """adjust: the last word on each sample."""
+        self._scenes, self._adjust = scenes, adjust
+        self._read = partial(studio.training_sample, settings=settings, seeds=seeds)
+
+    def __len__(self) -> int:
+        return len(self._scenes)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._adjust(self._read(self._scenes[index]))
+
+
 class NoFaceError(ValueError):
     """No clip shows a face."""
 
 
+def are_voted(scenes: Sequence[Scene]) -> bool:
+    """Whether these are pairs of videos of which people have preferred one."""
+    return any(isinstance(scene, PreferredScene) for scene in scenes)
+
+
 def usable(studio: Studio, scenes: Sequence[Scene]) -> list[Scene]:
-    """The prepared scenes that show a face.
+    """The prepared scenes that show a face; of pairs that people have voted on all.
 
     Raises:
         NoFaceError: there is none.
     """
+    if are_voted(scenes):
+        return list(scenes)
     kept = studio.with_faces(scenes)
     left_out = [scene.name for scene in scenes if scene not in kept]
     if not kept:
@@ -225,6 +265,13 @@ def adapter_of_run(run: Path) -> tuple[int, dict[str, LowRank]]:
         name: LowRank(kept[f"{name}.lora_A.weight"], kept[f"{name}.lora_B.weight"], rank) for name in names
     }
     return state.step, layers
+
+
+def recent_kl(run: Path) -> float | None:
+    """The KL that is told of a run: the mean over its last updates; None where it was not measured."""
+    last = read_metrics(run)[-KL_UPDATES:]
+    measured = [step.metrics["kl"] for step in last if "kl" in step.metrics]
+    return sum(measured) / len(measured) if measured else None
 
 
 def check_run_fits(run: Path, studio: Studio) -> None:

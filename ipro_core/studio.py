@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from .cache import Cache, Stage, name_of
-from .clips.dataset import faces_stage, image_stage, pictures_stage, pool_of, text_stage
+from .clips.dataset import faces_stage, image_stage, pictures_stage, pools_of, text_stage, video_stage
 from .clips.person import PersonScene
-from .clips.scenes import Place, Scene
+from .clips.scenes import Place, PreferredScene, Scene
 from .evaluation.compare import SceneVideos
 from .faces.clip_face import ClipFace
 from .faces.detector import Detector
+from .faces.pool import in_first_frame
 from .faces.recognizer import Recognizer
 from .faces.references import ReferenceFaces
 from .faces.tracks import face_box
@@ -35,7 +36,7 @@ from .sampling.rollout import sample
 from .scorer import ImageEncoder, Scorer
 from .training.base import TrainingSample
 from .training.settings import SamplingSettings
-from .types import Framing
+from .types import FacePool, Framing, Person
 
 Opened = TypeVar("Opened", covariant=True)
 
@@ -156,14 +157,21 @@ class Studio:
         return replace(self, model=watch(self.model), high_noise=high)
 
     def prepare(
-        self, scenes: Sequence[Scene], settings: SamplingSettings, seeds: Sequence[int], *, faces: bool = True
+        self,
+        scenes: Sequence[Scene],
+        settings: SamplingSettings,
+        seeds: Sequence[int],
+        *,
+        faces: bool = True,
+        videos: bool = False,
     ) -> Iterator[Work]:
         """All that must be made of scenes before they are trained on or sampled, stage by stage.
 
         Args:
             settings: the schedule, for boundary latents.
             seeds: of each scene's boundary latents, where a frozen expert makes them.
-            faces: whether pools are wanted; scenes without a face then get no boundary latents.
+            faces: whether pools are wanted; scenes without a face are then left out of what follows.
+            videos: whether the clips' own latents are.
         """
         stages = [self._texts(), self._images()]
         if faces:
@@ -172,7 +180,11 @@ class Studio:
             yield Work(stage.name, len(scenes), stage.run(self.cache, scenes))
         if faces:
             scenes = self.with_faces(scenes)
-        if self.high_noise is not None:
+        if videos:
+            rejected = [scene.rejected for scene in scenes if isinstance(scene, PreferredScene)]
+            stage, every = self._videos(), [*scenes, *rejected]
+            yield Work(stage.name, len(every), stage.run(self.cache, every))
+        if self.high_noise is not None and seeds:
             starts = [self.start(scene, seed) for scene in scenes for seed in seeds]
             stage = self._boundary(settings)
             yield Work(stage.name, len(starts), stage.run(self.cache, starts))
@@ -184,6 +196,11 @@ class Studio:
     def condition(self, scene: Scene) -> WanCondition:
         """What the model is told of a prepared scene, of batch size 1."""
         return wan_condition({**self._kept(self._texts(), scene), **self._kept(self._images(), scene)})
+
+    def pools(self, scene: Scene) -> list[FacePool]:
+        """Of the people in a prepared scene's clip, the subject's first."""
+        recognizer = (self.face_encoder or self.faces).identity().rpartition(", ")[2]
+        return pools_of(self._kept(self._faces(), scene), recognizer, scene.name)
 
     def start(self, scene: Scene, seed: int) -> Start:
         """Where a rollout starts: one noise for one scene and seed."""
@@ -199,10 +216,10 @@ class Studio:
     def training_sample(
         self, scene: Scene, settings: SamplingSettings, seeds: Sequence[int]
     ) -> TrainingSample:
-        """A prepared scene with its clip's faces as the pool (Section 4.2)."""
-        kept = self._kept(self._faces(), scene)
-        compared = self.face_encoder or self.faces
-        pool = pool_of(kept, compared.identity().rpartition(", ")[2], scene.name)
+        """A prepared scene, each of its people with their faces in the clip as the pool (Section 4.2)."""
+        rejected = scene.rejected if isinstance(scene, PreferredScene) else None
+        # Of pairs that people have voted on nobody asks for a face.
+        pools = [] if rejected else self.pools(scene)[: settings.people or None]
         pictures = None
         if "pictures" in settings.wants:
             found = self._kept(self._pictures(), scene)
@@ -212,13 +229,17 @@ class Studio:
             name=scene.name,
             condition=self.condition(scene),
             latent_shape=self.latent_shape,
-            pool=pool,
+            people=tuple(Person(pool, in_first_frame(pool)) for pool in pools),
             prompt=scene.prompt,
-            reference_D=pool.embeddings_PD[0] if pool.seen_T[0] else None,
             starts=tuple(partial(self.boundary_latents, start, settings) for start in starts),
             starts_at=self.switch(settings) if starts else None,
             pictures=pictures,
+            video=partial(self._video, scene) if rejected or "video" in settings.wants else None,
+            rejected=partial(self._video, rejected) if rejected else None,
         )
+
+    def _video(self, scene: Scene) -> Tensor:
+        return self._kept(self._videos(), scene)["video"]
 
     def _texts(self) -> Stage[Scene]:
         return text_stage(self.text.identity(), self.text.open)
@@ -229,6 +250,13 @@ class Studio:
             return lambda first: first_frame(codec, first.to(self.device), self.framing.frames, self.kind)
 
         return image_stage(f"{self.codec.identity()} for {self.kind}", open_encoder)
+
+    def _videos(self) -> Stage[Scene]:
+        def open_encoder() -> Callable[[Tensor], Tensor]:
+            codec = self.codec.open()
+            return lambda frames_BTCHW: codec.encode(frames_BTCHW.to(self.device))
+
+        return video_stage(self.codec.identity(), open_encoder)
 
     def _faces(self) -> Stage[Scene]:
         encoder = f" compared by {self.face_encoder.identity()}" if self.face_encoder else ""
@@ -251,28 +279,6 @@ class Studio:
                 "(train: with --resume), and they are made again."
             )
         return kept
-
-
-class Samples(Sequence[TrainingSample]):
-    """Prepared scenes as training wants them, each read when it is drawn."""
-
-    def __init__(
-        self,
-        studio: Studio,
-        scenes: Sequence[Scene],
-        settings: SamplingSettings,
-        seeds: Sequence[int],
-        adjust: Callable[[TrainingSample], TrainingSample] = lambda sample: sample,
-    ):
-        """adjust: the last word on each sample."""
-        self._scenes, self._adjust = scenes, adjust
-        self._read = partial(studio.training_sample, settings=settings, seeds=seeds)
-
-    def __len__(self) -> int:
-        return len(self._scenes)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._adjust(self._read(self._scenes[index]))
 
 
 class Sampler:

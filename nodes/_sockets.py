@@ -18,7 +18,7 @@ from torch import Tensor
 from ..ipro_core.clips.scenes import Scene, ShownScene, find_videos, fit
 from ..ipro_core.files import fingerprint
 from ..ipro_core.training.settings import SamplingSettings
-from ..ipro_core.types import Clip, FacePool, Framing
+from ..ipro_core.types import Clip, FacePool, Framing, Person
 from ..ipro_core.wan_settings import DeviceSettings, WanFiles
 from . import _comfy
 
@@ -161,8 +161,8 @@ class Dataset:
     clips: ClipChoice | StillChoice | PersonChoice
     faces: Path
     """A face pack."""
-    pool: FacePool | None = None
-    """Whom all clips show; None: each clip its own person."""
+    pools: tuple[FacePool, ...] = ()
+    """Of the people whom all clips show; none: each clip its own."""
     scorer: str = ""
     """A text-image scorer's file; "": the model's own, if it has one."""
     face_encoder: str = ""
@@ -177,9 +177,13 @@ class Dataset:
         memo = Path(model.files["cache"]) / "sha256.json"
         return with_scorer(studio, self.scorer, self.face_encoder, memo, _comfy.clip_tokenizer())
 
-    def with_pool(self, sample: TrainingSample) -> TrainingSample:
-        """The sample with the pool that was given for all."""
-        return sample if self.pool is None else replace(sample, pool=self.pool)
+    def with_pools(self, sample: TrainingSample) -> TrainingSample:
+        """The sample with the pools that were given for all; the first is the clip's subject."""
+        if not self.pools:
+            return sample
+        subject, *others = self.pools
+        people = replace(sample.people[0], pool=subject), *map(Person, others)
+        return replace(sample, people=people)
 
 
 @dataclass(frozen=True, eq=False)

@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from ..ipro_core.studio import Studio
 
 CATEGORY = "7 Evaluation"
-KL_UPDATES = 10
-"""The KL that is told is the mean over this many last updates."""
 
 
 class CompareRuns(io.ComfyNode):
@@ -89,8 +87,8 @@ class CompareRuns(io.ComfyNode):
 def judge(studio: Studio, run: RunFolder, clips: ClipChoice, seeds: range) -> tuple[Comparison, SceneVideos]:
     """Every clip with every seed; and the first pair, to look at."""
     from ..ipro_core.evaluation.compare import compare_videos
-    from ..ipro_core.job import adapter_of_run, showing_faces
-    from ..ipro_core.runs import read_config, read_metrics
+    from ..ipro_core.job import adapter_of_run, recent_kl, showing_faces
+    from ..ipro_core.runs import read_config
     from ..ipro_core.studio import Sampler
     from ..ipro_core.training.presets import Preset
 
@@ -111,10 +109,8 @@ def judge(studio: Studio, run: RunFolder, clips: ClipChoice, seeds: range) -> tu
             seen.append(pair) if not seen else None
             yield pair
 
-    last = read_metrics(run.folder)[-KL_UPDATES:]
-    kl = sum(step.metrics["kl"] for step in last) / len(last) if last else None
     other = studio.judge.open() if studio.judge else None
-    return compare_videos(watched(), *studio.faces.open(), other, kl=kl), seen[0]
+    return compare_videos(watched(), *studio.faces.open(), other, kl=recent_kl(run.folder)), seen[0]
 
 
 class Report(io.ComfyNode):

@@ -119,8 +119,7 @@ def opened(model: ModelChoice, dataset: Dataset, plan: Preset) -> Job:
 def settled(job: Job, dataset: Dataset) -> dict[str, Any]:
     """The run's settings."""
     told = dataset.clips.name(job.studio)
-    if dataset.pool is not None:
-        told += f" {dataset.pool.name}"
+    told += "".join(f" {pool.name}" for pool in dataset.pools)
     return job.config([str(video) for video in dataset.clips.videos], dataset.clips.count, told)
 
 
@@ -170,7 +169,7 @@ def tune(
             for _ in _comfy.shown(work.items, work.total):
                 pass
         scenes = usable(job.studio, scenes)
-        tuner = Tuner(job, scenes, dataset.with_pool)
+        tuner = Tuner(job, scenes, dataset.with_pools)
         monitor.begin_steps()
         progress, updates = _comfy.bar(job.plan.loop.updates), job.plan.loop.updates
         with closing(tuner.records(run)) as records:

@@ -23,7 +23,7 @@ ARROWS = {
     "runs": {"files", "types"},
     "faces": {"files", "types", "chunks", "scorer"},
     "clips": {"files", "cache", "types", "faces"},
-    "rewards": {"types", "faces", "scorer"},
+    "rewards": {"files", "types", "faces", "scorer"},
     "models": {"files", "types"},
     "sampling": {"cache", "types", "models"},
     "training": {"types", "faces", "rewards", "models", "sampling", "runs", "scorer"},

@@ -25,22 +25,24 @@ def small(kind: str, heads: int, layers: int) -> dict:
 
 
 @pytest.mark.parametrize(
-    "kind, heads, layers, storage, placement, anchored, kept",
+    "kind, heads, layers, storage, placement, anchored, kept, later",
     [
-        ("I2V-A14B", 8, 4, "bf16", STREAMED, [0, 1], 1),
-        ("I2V-A14B", 12, 3, "fp8", STREAMED, [], 2),
-        ("T2V-1.3B", 6, 5, "bf16", Placement("meta", None, False), [0, 1], 2),
-        ("TI2V-5B", 8, 4, "int8", Placement("meta", 2, True), [0, 1], 1),
-        ("TI2V-5B", 8, 4, "bf16", Placement("meta", 2, True), [1], 0),
+        ("I2V-A14B", 8, 4, "bf16", STREAMED, [0, 1], 1, 0),
+        ("I2V-A14B", 12, 3, "fp8", STREAMED, [], 2, 0),
+        ("T2V-1.3B", 6, 5, "bf16", Placement("meta", None, False), [0, 1], 2, 0),
+        ("TI2V-5B", 8, 4, "int8", Placement("meta", 2, True), [0, 1], 1, 2),
+        ("TI2V-5B", 8, 4, "bf16", Placement("meta", 2, True), [1], 0, 0),
     ],
 )
-def test_the_predicted_peaks_are_the_counted_ones(kind, heads, layers, storage, placement, anchored, kept):
+def test_the_predicted_peaks_are_the_counted_ones(
+    kind, heads, layers, storage, placement, anchored, kept, later
+):
     config = small(kind, heads, layers)
     size = Size(kind, 640, 384, 21) if kind != "TI2V-5B" else Size(kind, 1280, 768, 21)
     shape = Shape.of(header(config, kind, storage))
-    passes = Passes.of(len(SIGMAS) - 1, 2, len(anchored), True, kept)
+    passes = Passes.of(len(SIGMAS) - 1, 2, len(anchored), True, kept, later)
     plan = planned(shape, size.width, size.height, size.frames, passes, 32, RATE, placement)
-    settings = {"grad_steps": 2, "anchored": anchored, "kept_passes": kept}
+    settings = {"grad_steps": 2, "first_grad_step": 2 - later, "anchored": anchored, "kept_passes": kept}
     books = count_network(size, config, storage, placement, 32, SIGMAS, **settings)
     assert plan.network_bytes == pytest.approx(books.device, rel=0.1)
     assert plan.network_host_bytes == pytest.approx(books.host, rel=0.1)

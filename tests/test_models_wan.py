@@ -60,6 +60,21 @@ def test_the_chain_is_plain_autograds(kind, through, recompute):
     assert distance(collect(wan), expected) <= 1e-5
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("recompute", [True, False])
+@pytest.mark.parametrize("kept", [0, 3])
+def test_the_chain_of_earlier_steps_is_plain_autograds(kind, recompute, kept):
+    codec, sigmas, given = ToyCodec(dtype=torch.float32), shifted_sigmas(4, 5.0), condition(kind)
+    wan = model(kind, placement=Placement(recompute=recompute))
+    plain_autograd(Stock(wan, given), codec, toy_score, X, sigmas, 2, 1.0, 1.0, "sigma", "detached", first=1)
+    expected = collect(wan)
+    reward_gradient(
+        wan, codec, toy_score, X, given, sigmas,
+        grad_steps=2, first_grad_step=1, reward_weight=1.0, kept_passes=kept,
+    )  # fmt: skip
+    assert distance(collect(wan), expected) <= 1e-5
+
+
 def test_the_first_frame_moves_straight_to_its_latents_and_the_others_as_if_it_were_put_back():
     wan, given, sigmas = model("TI2V-5B"), condition("TI2V-5B"), shifted_sigmas(4, 5.0)
     ours = sample(wan, X, given, sigmas)

@@ -33,7 +33,7 @@ from ipro_core.training.loop import Draw, draw_batch, train
 from ipro_core.training.personal_video import PersonalVideoObjective, PersonalVideoSettings
 from ipro_core.training.presets import TINY, Preset
 from ipro_core.training.settings import LoopSettings
-from ipro_core.types import Face
+from ipro_core.types import Face, Person
 
 SIDE = 12
 PLAIN = PersonalVideoSettings(
@@ -69,7 +69,7 @@ def sample(seed: int = 0, dtype=torch.float32, **more: Any) -> TrainingSample:
     pool = pool_of(seed)
     pool = replace(pool, embeddings_PD=pool.embeddings_PD.to(dtype))
     more = {"condition": None, "latent_shape": (4, 3, SIDE, SIDE), **more}
-    return TrainingSample(f"prompt {seed}", pool=pool, prompt="a person walks", **more)
+    return TrainingSample(f"prompt {seed}", people=(Person(pool),), prompt="a person walks", **more)
 
 
 def text_to_video(dtype: torch.dtype) -> WanVideoModel:
@@ -147,7 +147,7 @@ def test_the_likeness_alone_reaches_a_face_that_another_adapter_makes():
     frame = teacher.codec.decode(euler_step(x, teacher.model.velocity(x, sigma, None), sigma, 0.0))[0]
     crop = crop_faces(frame, torch.tensor(TEMPLATE_52)[None] * SIDE / 112, 16)
     pool = replace(pool_of(0), embeddings_PD=teacher.recognizer.embed(crop).detach())
-    given = replace(draw.sample, pool=pool)
+    given = replace(draw.sample, people=(Person(pool),))
     assert teacher.score(frame, replace(draw, sample=given)).value.item() == pytest.approx(1)
     steps = tuned(objective(replace(SHORT, semantic_weight=0.0)), given)
     assert 1 - steps[-1]["reward"] < 0.1 * (1 - steps[0]["reward"])

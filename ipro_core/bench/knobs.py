@@ -32,10 +32,10 @@ KNOBS: Mapping[str, Mapping[str, Any]] = {
     "frames 1 of 9": {"gradient_frames": 1},
     "reference at 1 step of 4": {"reference_steps": 1},
     "reference in half the videos": {"reference_chance": 0.5},
-    "K at random, 1 to 4": {"random_grad_steps": True},
+    "K at random, 1 to 4": {"estimator": "alignprop"},
     "K = 2": {"grad_steps": 2},
     "K = 1": {"grad_steps": 1},
-    "DRaFT-LV, 2 ends": {"low_variance": 2},
+    "DRaFT-LV, 2 ends": {"estimator": "draft-lv", "renoised_ends": 2},
     "KL through x_t as the authors": {"kl_through": "biased"},
 }
 """Changes of settings with K = 4, by a name for the table."""

@@ -13,6 +13,7 @@ from . import (
     evaluate,
     paper_tables,
     pools,
+    preferences,
     prompts,
     sample,
     study,
@@ -37,6 +38,7 @@ COMMANDS = {
     "evaluate": Command(evaluate.evaluate, evaluate.evaluate_arguments),
     "study": Command(study.study, study.study_arguments),
     "paper-tables": Command(paper_tables.paper_tables, paper_tables.paper_tables_arguments),
+    "preferences": Command(preferences.preferences, preferences.preferences_arguments),
     "bench": Command(bench.bench, bench.bench_arguments),
     "export": Command(train.export, train.export_arguments),
 }

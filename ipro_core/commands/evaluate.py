@@ -19,7 +19,7 @@ from ..evaluation.report import write_report
 from ..evaluation.study_sources import keep_videos
 from ..evaluation.verdict import Comparison
 from ..files import write_atomically
-from ..job import shareable, showing_faces
+from ..job import recent_kl, shareable, showing_faces
 from ..runs import read_metrics
 from ..studio import Sampler, Studio
 from ..tinyworld.scenes import PROMPTS_HELD_OUT, tiny_scenes
@@ -43,8 +43,6 @@ from .opening import (
 )
 
 FILM_SCENES = 8
-KL_UPDATES = 10
-"""The KL that is told is the mean over this many last updates."""
 
 
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:
@@ -148,8 +146,7 @@ def judge(
                 )
             yield pair
 
-    steps = read_metrics(options.run)[-KL_UPDATES:] if options.run else []
-    kl = sum(step.metrics["kl"] for step in steps) / len(steps) if steps else None
+    kl = recent_kl(options.run) if options.run else None
     other = studio.judge.open() if studio.judge else None
     with closing(watched()) as pairs:  # the bar goes before a refusal is told
         seen = guards.watch(pairs) if guards else pairs

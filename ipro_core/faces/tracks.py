@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..types import Choose, Face, FacePool, FaceTrack, PersonFaces
+from ..types import SeenFaces as SeenFaces
 from .alignment import crop_corners, crop_faces
 
 if TYPE_CHECKING:
@@ -29,22 +29,6 @@ OTHER_PERSON = 0.15
 def follower_of(recognizer: Recognizer | ClipFace) -> Recognizer:
     """Who tells people apart where this one's embeddings are compared."""
     return getattr(recognizer, "follower", cast("Recognizer", recognizer))
-
-
-@dataclass(frozen=True, eq=False)
-class SeenFaces:
-    """Every face of a video: what is kept of frames that do not fit into memory."""
-
-    detections: list[list[Face]]
-    """Of every frame."""
-    embeddings: list[Tensor]
-    """Of the same faces, (F, D) a frame, unit length: they tell people apart."""
-    encoded: list[Tensor] | None = None
-    """What is compared instead, where it is another network's (`ClipFace`)."""
-
-    @property
-    def compared(self) -> list[Tensor]:
-        return self.embeddings if self.encoded is None else self.encoded
 
 
 def see_faces(
@@ -131,19 +115,24 @@ def follow_person(
     return chosen
 
 
-def follow_people(detections: Sequence[Sequence[Face]], embeddings: Sequence[Tensor]) -> list[dict[int, int]]:
-    """Everybody in a video, who is seen most first: each as `follow_person` follows one, among the faces that
-    are nobody's yet. A face that was found once is a person too."""
+def follow_people(
+    detections: Sequence[Sequence[Face]],
+    embeddings: Sequence[Tensor],
+    *,
+    reference_D: Tensor | None = None,
+) -> list[dict[int, int]]:
+    """Everybody in a video, the subject first: each as `follow_person` follows one, among the faces that are
+    nobody's yet. A face that was found once is a person too."""
     left = [list(range(len(faces))) for faces in detections]
-    people = []
+    people: list[dict[int, int]] = []
     while any(left):
         faces = [[found[f] for f in some] for found, some in zip(detections, left, strict=True)]
         features = [found[some] for found, some in zip(embeddings, left, strict=True)]
-        followed = {t: left[t][f] for t, f in follow_person(faces, features).items()}
-        for t, face in followed.items():
+        followed = follow_person(faces, features, reference_D=None if people else reference_D)
+        people.append({t: left[t][face] for t, face in sorted(followed.items())})
+        for t, face in people[-1].items():
             left[t].remove(face)
-        people.append(dict(sorted(followed.items())))
-    return sorted(people, key=len, reverse=True)
+    return people
 
 
 def find_person(
@@ -208,14 +197,29 @@ def person_faces(
     """
     if track is None:
         track = find_person(frames_TCHW, detector, recognizer, choose=choose, reference_D=reference_D)
-    seen_T = track.seen_T.to(frames_TCHW.device)
-    if track.seen_T.any():
-        crops = crop_faces(frames_TCHW, track.points_T52, recognizer.size, jitter=jitter, generator=generator)
-        embeddings_TD = recognizer.embed(crops)
-    else:
-        # The zero stays tied to the frames, so that a reward without any face can still be differentiated.
-        embeddings_TD = (0 * frames_TCHW[:, 0, 0, :1]).float().expand(-1, recognizer.dim)
-    return PersonFaces(embeddings_TD, seen_T, pool, reference_D)
+    (embeddings_TD,) = embed_tracks(frames_TCHW, [track], recognizer, jitter=jitter, generator=generator)
+    return PersonFaces(embeddings_TD, track.seen_T.to(frames_TCHW.device), pool, reference_D)
+
+
+def embed_tracks(
+    frames_TCHW: Tensor,
+    tracks: Sequence[FaceTrack],
+    recognizer: Recognizer | ClipFace,
+    *,
+    jitter: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> list[Tensor]:
+    """The embeddings (T, D) along every track, differentiable in the pixels; all faces pass the recogniser
+    together. See `person_faces`."""
+    crops = [
+        crop_faces(frames_TCHW, track.points_T52, recognizer.size, jitter=jitter, generator=generator)
+        for track in tracks
+        if track.seen_T.any()
+    ]
+    embedded = iter(recognizer.embed(torch.cat(crops)).split(len(frames_TCHW)) if crops else ())
+    # The zero stays tied to the frames, so that a reward without any face can still be differentiated.
+    none_TD = (0 * frames_TCHW[:, 0, 0, :1]).float().expand(-1, recognizer.dim)
+    return [next(embedded) if track.seen_T.any() else none_TD for track in tracks]
 
 
 def face_box(

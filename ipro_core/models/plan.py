@@ -199,15 +199,16 @@ def planned(
         work, training = _FORWARD_TENSORS * x_bytes + pieces, 0
     codec = codec or decoder_cost(is_5b(shape), width, height, frames)
     if passes.backward:
-        decoding, borders, decoder_flops = max(waiting + codec.work, codec.decode), codec.waiting, codec.flops
+        decoding, borders = max(waiting + codec.work, codec.decode), codec.waiting
+        decoder_flops = codec.flops * passes.decodes
     else:
-        decoding, borders, decoder_flops = codec.decode * passes.decodes, 0, 0
+        decoding, borders, decoder_flops = codec.decode * (passes.decodes > 0), 0, 0
     rest = (
         shape.outside_bytes
         + (shape.layers - streamed) * shape.block_bytes
         + min(2, streamed) * shape.block_bytes  # slots
         + training
-        + codec.weights * passes.decodes
+        + codec.weights * (passes.decodes > 0)
     )
     on_host = states if placement.states_on_host else 0
     forward, linear = shape.forward_flops(tokens), shape.linear_flops(tokens)

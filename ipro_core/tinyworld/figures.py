@@ -19,7 +19,10 @@ from ..sampling.rollout import sample
 from ..studio import Studio
 from ..training.base import stack_conditions
 from ..training.settings import SamplingSettings
-from .scenes import TinyScene
+from .clips import draw_clips
+from .painting import render
+from .scenes import TinyScene, split_generator, world_prompts
+from .scorer import TinyScorer
 from .train_faces import draw_crops, draw_crowds
 
 
@@ -124,8 +127,8 @@ def likeness(
     recognizer: Recognizer,
     judge: Recognizer,
 ) -> dict[str, float | list[float]]:
-    """FaceSim to the first frame (frames 1 to 8, a lost face counts 0), by the judge too, to the real clip's
-    pool, frame by frame, and motion; means over videos. Scenes whose first frame has no face are left out."""
+    """FaceSim to the first frame (frames 1 to 8, a lost face counts 0) and to the real clip's pool, both also
+    by the judge; frame by frame; and motion. Means over videos whose first frame has a face."""
     rows = []
     for video_TCHW, scene in zip(videos_NTCHW, scenes, strict=True):
         if not detector.detect(scene.first()[None])[0]:
@@ -135,22 +138,26 @@ def likeness(
         track = find_person(video_TCHW, detector, recognizer, reference_D=reference_D)
         sim = similarity(video_TCHW, track, reference_D, recognizer)
         seen_by_judge = embed_reference(scene.first(), face, judge)
-        made = recognizer.embed(crop_faces(video_TCHW[track.seen_T], track.points_T52[track.seen_T]))
-        real = recognizer.embed(crop_faces(scene.frames_TCHW, scene.points_TK52[:, 0]))
+        made = crop_faces(video_TCHW[track.seen_T], track.points_T52[track.seen_T])
+        real = crop_faces(scene.frames_TCHW, scene.points_TK52[:, 0])
         rows.append(
             (
                 sim.all,
                 similarity(video_TCHW, track, seen_by_judge, judge).all,
-                (made @ real.T).mean().item(),
+                *((by.embed(made) @ by.embed(real).T).mean().item() for by in (recognizer, judge)),
                 sim.coverage,
                 head_motion(track.points_T52, track.seen_T),
                 head_turn(track.points_T52, track.seen_T),
                 *sim.cosine_T.nan_to_num(0.0).tolist(),
             )
         )
-    names = ("first", "judge", "pool", "coverage", "head_motion", "head_turn")
+    names = ("first", "judge", "pool", "judge_pool", "coverage", "head_motion", "head_turn")
     means = torch.tensor(rows).nanmean(0).tolist()
-    return {**dict(zip(names, means[:6], strict=True)), "per_frame": [round(x, 3) for x in means[6:]]}
+    count = len(names)
+    return {
+        **dict(zip(names, means[:count], strict=True)),
+        "per_frame": [round(x, 3) for x in means[count:]],
+    }
 
 
 @torch.no_grad()
@@ -161,3 +168,30 @@ def stranger_floor(scenes: Sequence[TinyScene], recognizer: Recognizer) -> float
     embeddings = recognizer.embed(crop_faces(frames, points))
     cosines = embeddings @ embeddings.T
     return ((cosines.sum() - len(cosines)) / (len(cosines) * (len(cosines) - 1))).item()
+
+
+@torch.no_grad()
+def retrieval(scorer: TinyScorer, world: str, *, repeats: int = 4) -> dict[str, float]:
+    """How often the scorer ranks a clip's prompt first among all of its world, for people of no training.
+
+    By a whole clip's mean, by its first and its last frame; the clips of prompts that training held out are
+    also counted alone.
+    """
+    shown, held_out = world_prompts(world)
+    prompts = (*shown, *held_out)
+    clips = draw_clips(prompts * repeats, split_generator("checks", 31, world), world=world)
+    texts_PD = scorer.embed_texts(list(prompts))
+    cosines_NTP = torch.stack([scorer.embed_images(frames) @ texts_PD.T for frames in render(clips)])
+    right_P = torch.arange(len(prompts)).repeat(repeats)
+
+    def share(cosines_NP: Tensor, chosen: slice = slice(None)) -> float:
+        hits_NP = (cosines_NP.argmax(-1) == right_P).view(repeats, -1)
+        return hits_NP[:, chosen].float().mean().item()
+
+    return {
+        "clip": share(cosines_NTP.mean(1)),
+        "clip, prompt held out": share(cosines_NTP.mean(1), slice(len(shown), None)),
+        "first_frame": share(cosines_NTP[:, 0]),
+        "last_frame": share(cosines_NTP[:, -1]),
+        "chance": 1 / len(prompts),
+    }

@@ -1,8 +1,8 @@
 """Make the networks of weights/, and measure them: `python -m ipro_core.tinyworld.train_models [stage ...]`.
 
 Stages, in their order: codec, recognizer, judge, detector, video, turns, scorer, figures; none named: all.
-Seeds are fixed. The video model takes a number of steps, the others seconds of one core. Two cores share it
-so:
+Seeds are fixed. What knows prompts takes a number of steps, the others seconds of one core. Two cores share
+the video model so:
 
     python -m torch.distributed.run --nproc-per-node 2 -m ipro_core.tinyworld.train_models video
 
@@ -23,9 +23,10 @@ import torch
 from ..models.wan_files import save_wan_file
 from . import CODEC, FACE_PACK, JUDGE, SCORER, VIDEO_MODELS, WEIGHTS, open_tiny_world
 from .codec import LinearCodec
-from .figures import detection, likeness, sample_scenes, stranger_floor, verification
+from .figures import detection, likeness, retrieval, sample_scenes, stranger_floor, verification
 from .networks import CROP, DETECTOR_SIDE, Detector, Judge, Recognizer, export
 from .scenes import tiny_scenes
+from .scorer import TinyScorer
 from .train_faces import train_detector, train_recognizer
 from .train_scorer import train_scorer
 from .train_video import fit_codec, train_video
@@ -123,18 +124,41 @@ def make_figures(_: Path) -> None:
     figures["detector"] = detection(detector)
     scenes = list(tiny_scenes("checks", 64))
     real = torch.stack([scene.frames_TCHW for scene in scenes])
-    coded = codec.decode(codec.encode(real)).clamp(0, 1)
-    error = (coded - real).square().mean((0, 2, 3, 4))
+    error = (codec.decode(codec.encode(real)).clamp(0, 1) - real).square().mean((0, 2, 3, 4))
     figures["codec"] = {"psnr_per_frame": [round(x, 1) for x in (-10 * error.log10()).tolist()]}
-    videos = {"real": real, "codec": coded}
-    videos |= {f"shift {shift}": sample_scenes(scenes, world, shift=shift) for shift in (5.0, 3.0, 2.0)}
-    figures["video"] = {
-        name: likeness(video, scenes, detector, recognizer, judge) for name, video in videos.items()
-    }
+    figures["video"] = video_figures("walks", (5.0, 3.0, 2.0))
+    figures["turns"] = video_figures("turns", (5.0, 3.0))
     figures["strangers"] = stranger_floor(scenes, recognizer)
+    figures["scorer"] = scorer_figures()
     text = json.dumps(_rounded(figures), indent=1)
     (WEIGHTS / "figures.json").write_text(text + "\n")
     logging.getLogger("ipro").info("%s", text)
+
+
+def video_figures(world: str, shifts: tuple[float, ...]) -> dict[str, object]:
+    """Of a world's video model, beside its real clips, their first frame copied, and the codec alone."""
+    studio = open_tiny_world(world=world)
+    assert studio.judge is not None
+    codec, networks = studio.codec.open(), (*studio.faces.open(), studio.judge.open())
+    scenes = list(tiny_scenes("checks", 64, world=world))
+    real = torch.stack([scene.frames_TCHW for scene in scenes])
+    videos = {"real": real, "copied": real[:, :1].expand_as(real)}
+    videos["codec"] = codec.decode(codec.encode(real)).clamp(0, 1)
+    videos |= {f"shift {shift}": sample_scenes(scenes, studio, shift=shift) for shift in shifts}
+    return {name: likeness(video, scenes, *networks) for name, video in videos.items()}
+
+
+def scorer_figures() -> dict[str, object]:
+    """Of the text-image scorer: whether it knows prompts, and whether its image tower knows people."""
+    scorer = TinyScorer.load(SCORER)
+    torch.manual_seed(6)
+    fresh = TinyScorer().requires_grad_(False)
+    return {
+        "prompts, walks": retrieval(scorer, "walks"),
+        "prompts, turns": retrieval(scorer, "turns"),
+        "people": verification(scorer.embed_images),
+        "people, untrained": verification(fresh.embed_images, people=60),
+    }
 
 
 def _rounded(value):

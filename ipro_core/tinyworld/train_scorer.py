@@ -5,7 +5,6 @@ glasses turns left and smiles"): that is all of a face that the image tower ever
 """
 
 import logging
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -42,11 +41,11 @@ def looks(identity_I: Tensor) -> list[str]:
     return [words for words, true in seen.items() if true]
 
 
-def caption(prompt: str, looks: Sequence[str], generator: torch.Generator) -> str:
+def caption(prompt: str, seen: list[str], generator: torch.Generator) -> str:
     """The prompt, in half of the cases with two of the looks."""
     if torch.rand((), generator=generator) < 0.5:
         return prompt
-    said = [looks[i] for i in torch.randperm(len(looks), generator=generator)[:2].tolist()]
+    said = [seen[i] for i in torch.randperm(len(seen), generator=generator)[:2].tolist()]
     return prompt.replace("a person ", f"a person with {' and '.join(said)} ")
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..sampling.flow import shifted_sigmas
 from ..sampling.rollout import sample
-from ..types import FacePool, GeneratedVideo, RewardScore, check_knobs
+from ..types import FacePool, GeneratedVideo, Person, RewardScore, check_knobs
 from .settings import SamplingSettings
 
 if TYPE_CHECKING:
@@ -48,17 +48,19 @@ class TrainingSample:
     """The model's own, of batch size 1: a tensor, or a dataclass of tensors whose first axis is the batch."""
     latent_shape: tuple[int, ...]
     """(C, T, H, W) of the noise."""
-    pool: FacePool | None
+    people: tuple[Person, ...]
+    """The subject first."""
     prompt: str = ""
-    reference_D: Tensor | None = None
-    """The face of the input image, for the reward that compares with it."""
     starts: tuple[Callable[[], Tensor], ...] = ()
     """Latents (C, T, H, W) at the step `starts_at`, read when they are drawn: what a frozen expert made of
     one noise each. None: every draw starts from noise of its own."""
     starts_at: int | None = None
     """None: the first tuned step."""
     video: Callable[[], Tensor] | None = None
-    """Reads the real clip's latents, (C, T, H, W), where the method wants them."""
+    """Reads the real clip's latents, (C, T, H, W), where the method wants them; of two videos that people
+    have compared, the preferred one's."""
+    rejected: Callable[[], Tensor] | None = None
+    """Reads the other one's."""
     pictures: ReferenceFaces | None = None
     """The faces of the person's pictures, where the method wants them."""
 
@@ -96,17 +98,24 @@ class Method(Generic[Settings]):
         """What a reward said of the videos, as means.
 
         reward: R_face (Eq. 6). score: the same over frames with a face only. coverage: the share of frames
-        with a face. faceless: the share of videos without any.
+        with a face. faceless: the share of videos without any. Of several people each is the mean over them.
+        worst: the reward of the person of each video who has the least.
         """
-        for draw, score in zip(draws, scores, strict=True):
-            if not score.seen_T.any() and not self._warned:
+        people = [score.people or (score,) for score in scores]
+        for draw, each in zip(draws, people, strict=True):
+            if not any(score.seen_T.any() for score in each) and not self._warned:
                 logger.warning("The video sampled for %s shows no face; said once.", draw.sample.name)
                 self._warned = True
+
+        def averaged(measure: Callable[[RewardScore], float]) -> float:
+            return mean([mean([measure(score) for score in each]) for each in people])
+
         return {
             "reward": mean([score.value.item() for score in scores]),
-            "score": mean([mean(score.per_frame_T[score.seen_T].tolist()) for score in scores]),
-            "coverage": mean([score.seen_T.float().mean().item() for score in scores]),
-            "faceless": mean([float(not score.seen_T.any()) for score in scores]),
+            "worst": mean([min(score.value.item() for score in each) for each in people]),
+            "score": averaged(lambda score: mean(score.per_frame_T[score.seen_T].tolist())),
+            "coverage": averaged(lambda score: score.seen_T.float().mean().item()),
+            "faceless": averaged(lambda score: float(not score.seen_T.any())),
         }
 
     def start(self, draws: Sequence[Draw], condition: Any) -> Tensor:
@@ -132,28 +141,36 @@ class Method(Generic[Settings]):
             generator = torch.Generator().manual_seed(seed)
         return torch.randn(draw.sample.latent_shape, generator=generator).to(self._adapter_tensor())
 
+    def video(self, read: Callable[[], Tensor] | None) -> Tensor:
+        """A sample's latents that are kept, where and as precise as the adapter is."""
+        assert read is not None, "the settings did not want videos"
+        return read().to(self._adapter_tensor())
+
     def _adapter_tensor(self) -> Tensor:
         return next(iter(self.model.adapter_parameters().values()))
 
     def score(self, frames_TCHW: Tensor, draw: Draw) -> RewardScore:
         """The reward of one generated video, differentiable in its frames."""
-        from ..faces.tracks import person_faces
+        from ..faces.people import people_faces
+        from ..faces.tracks import see_faces
+        from ..rewards.base import asks_for_everybody
 
-        wanted = draw.sample
-        pool = wanted.pool
-        if pool is not None and not self.settings.pool_first_frame:
-            pool = without_first_frame(pool)
-        person = person_faces(
+        people = draw.sample.people
+        if not self.settings.pool_first_frame:
+            people = [replace(one, pool=one.pool and without_first_frame(one.pool)) for one in people]
+        faces = people_faces(
             frames_TCHW,
             self.detector,
             self.recognizer,
-            pool=pool,
-            reference_D=wanted.reference_D,
+            people,
             choose=self.settings.choose,
             jitter=self.settings.landmark_jitter,
             generator=draw.generator,
         )
-        return self.reward(GeneratedVideo((person,), wanted.prompt, frames_TCHW))
+        seen = None
+        if asks_for_everybody(self.reward):
+            seen = see_faces(frames_TCHW.detach(), self.detector, self.recognizer)
+        return self.reward(GeneratedVideo(faces, draw.sample.prompt, frames_TCHW, seen=seen))
 
 
 def some_frames(frames_TCHW: Tensor, kept: int, generator: torch.Generator) -> Tensor:
@@ -179,6 +196,15 @@ def microbatches(batch: Sequence[Draw], size: int) -> Iterator[Sequence[Draw]]:
     for draws in by_shape.values():
         for first in range(0, len(draws), size):
             yield draws[first : first + size]
+
+
+def by_level(draws: Sequence[Draw], sigmas: Tensor) -> Iterator[tuple[float, list[Draw]]]:
+    """Each draw's noise level, drawn by itself from these, with all draws that have it."""
+    at: dict[float, list[Draw]] = {}
+    for draw in draws:
+        chosen = int(torch.randint(len(sigmas), (), generator=draw.generator))
+        at.setdefault(sigmas[chosen].item(), []).append(draw)
+    yield from at.items()
 
 
 def stack_conditions(conditions: Sequence[Any]) -> Any:

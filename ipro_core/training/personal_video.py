@@ -18,7 +18,7 @@ from torch import Tensor
 from ..sampling.anchor import anchor_weight
 from ..sampling.gradient import reward_gradient
 from ..sampling.rollout import sample
-from ..types import GeneratedVideo, RewardScore, knob
+from ..types import GeneratedVideo, Person, RewardScore, knob
 from .base import Method, mean, microbatches, some_frames, stack_conditions
 from .settings import SamplingSettings
 
@@ -145,11 +145,11 @@ class PersonalVideoObjective(Method[PersonalVideoSettings]):
         from ..faces.references import embed_references
 
         wanted, given = self.settings, draw.sample
-        if given.pictures is not None and given.pool is not None:
+        if given.pictures is not None:
             looks = {"crop_jitter": wanted.crop_jitter, "colour_jitter": wanted.colour_jitter}
             faces_PD = embed_references(given.pictures, self.recognizer, draw.generator, **looks)
-            pool = replace(given.pool, embeddings_PD=faces_PD)
-            draw = replace(draw, sample=replace(given, pool=pool, reference_D=faces_PD[0]))
+            person = Person(replace(given.people[0].pool, embeddings_PD=faces_PD), faces_PD[0])
+            draw = replace(draw, sample=replace(given, people=(person,)))
         frames_TCHW = some_frames(frames_TCHW, wanted.gradient_frames, draw.generator)
         return super().score(frames_TCHW, draw)
 
