@@ -33,7 +33,7 @@ from .train_video import fit_codec, train_video
 
 BUDGETS = {"recognizer": 800.0, "judge": 700.0, "detector": 430.0}
 VIDEO_STEPS = 3600
-TURNS_STEPS = 2000
+TURNS_STEPS = 4000
 
 
 def make_codec(_: Path) -> None:
