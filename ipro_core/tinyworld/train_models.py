@@ -106,6 +106,7 @@ def save_detector(network: torch.nn.Module, path: Path) -> None:
 
 def make_figures(_: Path) -> None:
     """figures.json: what the files in weights/ can do, on people and prompts of no training."""
+    torch.manual_seed(6)  # of the untrained networks
     world = open_tiny_world()
     assert world.judge is not None
     detector, recognizer = world.faces.open()
