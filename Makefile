@@ -4,7 +4,7 @@ TORCH := torch==2.13.0
 # Threads that wait without spinning: on a busy machine the networks here are ten times faster for it.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test test-host check bench clean
+.PHONY: demo test test-host check bench paper-tables clean
 
 demo: .venv/demo
 	.venv/bin/ipro demo
@@ -23,6 +23,10 @@ bench: .venv/demo
 	.venv/bin/ipro bench
 	.venv/bin/ipro bench --size moderate
 	.venv/bin/ipro bench --count
+
+# The paper's tables in miniature; goes on where it was broken off.
+paper-tables: .venv/demo
+	.venv/bin/ipro paper-tables
 
 check: .venv/test
 	.venv/bin/ruff format --check .

@@ -42,7 +42,7 @@ from ipro_core.sampling.rollout import sample
 from ipro_core.training.base import TrainingSample
 from ipro_core.training.ipro import IproObjective, IproSettings
 from ipro_core.training.loop import MAY_DIFFER, LoopSettings, train
-from ipro_core.types import FacePool
+from ipro_core.types import FacePool, Person
 
 log = logging.getLogger("ipro")
 
@@ -352,7 +352,7 @@ def scenes(clips: list[PersonClip], each: int) -> Iterator[tuple[str, Tensor, Pe
 def tune(model, codec, faces, clips: list[PersonClip], folder: Path, loop: LoopSettings) -> None:
     """IPRO through the pack's own loop, on the trained people's windows, each against its clip's pool."""
     samples = [
-        TrainingSample(name, hold(codec.encode(frames[None, :1])[:, :, 0]), LATENTS, clip.pool)
+        TrainingSample(name, hold(codec.encode(frames[None, :1])[:, :, 0]), LATENTS, (Person(clip.pool),))
         for name, frames, clip in scenes(clips, each=12)
     ]
     config = {"loop": asdict(loop), "ipro": asdict(IPRO), "rank": RANK, "base": model.base_sha256}

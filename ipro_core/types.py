@@ -186,6 +186,15 @@ class FacePool:
 
 
 @dataclass(frozen=True, eq=False)
+class Person:
+    """Somebody whose face is to be kept: what it is compared with."""
+
+    pool: FacePool | None = None
+    reference_D: Tensor | None = None
+    """The embedding of the face in the input image; it also says who is followed."""
+
+
+@dataclass(frozen=True, eq=False)
 class PersonFaces:
     """One person in a generated video, and what to compare this person with."""
 
@@ -198,6 +207,22 @@ class PersonFaces:
 
 
 @dataclass(frozen=True, eq=False)
+class SeenFaces:
+    """Every face of a video: what is kept of frames that do not fit into memory."""
+
+    detections: list[list[Face]]
+    """Of every frame."""
+    embeddings: list[Tensor]
+    """Of the same faces, (F, D) a frame, unit length, on the CPU: they tell people apart."""
+    encoded: list[Tensor] | None = None
+    """What is compared instead, where it is another network's (`ClipFace`)."""
+
+    @property
+    def compared(self) -> list[Tensor]:
+        return self.embeddings if self.encoded is None else self.encoded
+
+
+@dataclass(frozen=True, eq=False)
 class GeneratedVideo:
     """All that a reward may look at; it never sees a model or a codec."""
 
@@ -206,6 +231,8 @@ class GeneratedVideo:
     frames_TCHW: Tensor | None = None
     frozen_frames_TCHW: Tensor | None = None
     """The same noise and prompt through the frozen model, for rewards that compare with it."""
+    seen: SeenFaces | None = None
+    """Everybody in it, for rewards that ask who is who."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,6 +243,9 @@ class RewardScore:
     """Scalar, differentiable."""
     per_frame_T: Tensor
     seen_T: Tensor
+    """bool: the frame shows everybody's face."""
+    people: tuple["RewardScore", ...] = ()
+    """Of each of several people, for the record, without gradients."""
 
 
 @dataclass(frozen=True, eq=False)

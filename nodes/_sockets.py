@@ -18,8 +18,9 @@ from torch import Tensor
 from ..ipro_core.clips.scenes import Scene, ShownScene, find_videos, fit
 from ..ipro_core.files import fingerprint
 from ..ipro_core.training.settings import SamplingSettings
-from ..ipro_core.types import Clip, FacePool, Framing
+from ..ipro_core.types import Clip, FacePool, Framing, Person
 from ..ipro_core.wan_settings import DeviceSettings, WanFiles
+from . import _comfy
 
 if TYPE_CHECKING:
     from ..ipro_core.evaluation.verdict import Comparison
@@ -128,24 +129,95 @@ class StillChoice:
         return Network(lambda: fingerprint({"text": self.text_LD}), lambda: lambda _: self.text_LD)
 
 
+@dataclass(frozen=True)
+class VotedChoice:
+    """Pairs of videos on which a study's voters have decided."""
+
+    place: str
+    """See `evaluation.preferred.voted_place`."""
+
+    count: int = 0
+
+    @property
+    def videos(self) -> tuple[str]:
+        return (self.place,)
+
+    def scenes(self, studio: Studio) -> list[Scene]:
+        from ..ipro_core.evaluation.preferred import voted_scenes
+
+        return list(voted_scenes(self.place, studio.framing))
+
+    def name(self, studio: Studio) -> str:
+        from ..ipro_core.job import name_of_scenes
+
+        return name_of_scenes(self.scenes(studio))
+
+
+@dataclass(frozen=True, eq=False)
+class PersonChoice:
+    """Pictures of one person, and prompts."""
+
+    pictures: tuple[Tensor, ...]
+    prompts: tuple[str, ...]
+
+    videos: tuple[Path, ...] = ()
+
+    @property
+    def count(self) -> int:
+        return len(self.prompts)
+
+    def scenes(self, studio: Studio) -> list[Scene]:
+        from ..ipro_core.job import person_of
+
+        return list(person_of(studio, self.pictures, self.prompts))
+
+    def name(self, studio: Studio) -> str:
+        from ..ipro_core.cache import name_of
+
+        told = {f"{n:04d}": picture for n, picture in enumerate(self.pictures)}
+        return name_of({"pictures": fingerprint(told), "prompts": list(self.prompts)})
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """What is tuned on."""
 
-    clips: ClipChoice | StillChoice
+    clips: ClipChoice | StillChoice | VotedChoice | PersonChoice
     faces: Path
     """A face pack."""
-    pool: FacePool | None = None
-    """Whom all clips show; None: each clip its own person."""
+    pools: tuple[FacePool, ...] = ()
+    """Of the people whom all clips show; none: each clip its own."""
+    scorer: str = ""
+    """A text-image scorer's file; "": the model's own, if it has one."""
+    face_encoder: str = ""
+    """A CLIP's file, which compares faces for the reward in the recogniser's place."""
 
     def open_studio(self, model: ModelChoice, tuning: Tuning | None = None) -> Studio:
         """The model's, told what the host has encoded already."""
-        text = self.clips.text if isinstance(self.clips, StillChoice) else None
-        return model.open_studio(self.faces, tuning, text=text)
+        from ..ipro_core.job import with_scorer
 
-    def with_pool(self, sample: TrainingSample) -> TrainingSample:
-        """The sample with the pool that was given for all."""
-        return sample if self.pool is None else replace(sample, pool=self.pool)
+        text = self.clips.text if isinstance(self.clips, StillChoice) else None
+        studio = model.open_studio(self.faces, tuning, text=text)
+        memo = Path(model.files["cache"]) / "sha256.json"
+        return with_scorer(studio, self.scorer, self.face_encoder, memo, _comfy.clip_tokenizer())
+
+    def check_for(self, method: SamplingSettings) -> None:
+        """Raise ValueError where the method cannot learn from this."""
+        if isinstance(self.clips, StillChoice) and "video" in method.wants:
+            raise ValueError(
+                f"{method.title} learns from real clips, and Dataset from Image has none: connect Build "
+                "Dataset."
+            )
+        if isinstance(self.clips, VotedChoice) and method.title != "DPO":
+            raise ValueError(f"Votes are what DPO learns from, not {method.title}: connect a DPO Objective.")
+
+    def with_pools(self, sample: TrainingSample) -> TrainingSample:
+        """The sample with the pools that were given for all; the first is the clip's subject."""
+        if not self.pools:
+            return sample
+        subject, *others = self.pools
+        people = replace(sample.people[0], pool=subject), *map(Person, others)
+        return replace(sample, people=people)
 
 
 @dataclass(frozen=True, eq=False)

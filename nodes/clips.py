@@ -2,6 +2,7 @@
 
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from ..ipro_core.clips.manifest import MANIFEST, UNKNOWN, Source, Split, kept_cl
 from ..ipro_core.clips.scenes import SUFFIXES, clip_of
 from ..ipro_core.clips.settings import CurationSettings, MeasureSettings, VisionSettings
 from ..ipro_core.clips.video import first_shown, probe, read_frames
+from ..ipro_core.types import FacePool
 from . import _comfy
 from ._sockets import (
     CLIPS,
@@ -242,13 +244,30 @@ class BuildDataset(io.ComfyNode):
                 FACE_POOL.Input(
                     "pool", optional=True, tooltip="One person's faces, where all clips show that person."
                 ),
+                *more_pools(),
+                _comfy.known(
+                    io.Combo.Input,
+                    "face_encoder",
+                    options=[_comfy.NONE, *_comfy.model_files("clip_vision")],
+                    optional=True,
+                    advanced=True,
+                    tooltip="CLIP's image encoder in models/clip_vision, which compares faces for the reward "
+                    "in the recogniser's place, as in the paper's Table 4; measures stay the recogniser's.",
+                ),
             ],
             outputs=[DATASET.Output(display_name="dataset", tooltip="For Train.")],
         )
 
     @classmethod
-    def execute(cls, clips: ClipChoice, face_models: Path, pool=None) -> io.NodeOutput:
-        return io.NodeOutput(Dataset(clips, face_models, pool))
+    def execute(
+        cls, clips: ClipChoice, face_models: Path, face_encoder: str = _comfy.NONE, pool=None, **more
+    ) -> io.NodeOutput:
+        pools, encoder = given_pools(pool, more), _comfy.model_file("clip_vision", face_encoder)
+        if pools and encoder:
+            raise ValueError(
+                "A pool's faces are the recogniser's, and CLIP's do not compare with them: choose one."
+            )
+        return io.NodeOutput(Dataset(clips, face_models, pools, face_encoder=encoder))
 
 
 class DatasetFromImage(io.ComfyNode):
@@ -265,15 +284,30 @@ class DatasetFromImage(io.ComfyNode):
                 io.Conditioning.Input("positive", tooltip="The prompt, from CLIP Text Encode with UMT5."),
                 FACE_POOL.Input("pool", tooltip="The person's faces."),
                 FACE_MODELS.Input("face_models", tooltip="The pack that built the pool."),
+                *more_pools(),
             ],
             outputs=[DATASET.Output(display_name="dataset", tooltip="For Train.")],
         )
 
     @classmethod
     @_comfy.working("give fewer or smaller images.")
-    def execute(cls, first_frames, positive, pool, face_models: Path) -> io.NodeOutput:
+    def execute(cls, first_frames, positive, pool, face_models: Path, **more) -> io.NodeOutput:
         text_LD = positive[0][0][0].clone().float().cpu()
-        return io.NodeOutput(Dataset(StillChoice(frames_of(first_frames), text_LD), face_models, pool))
+        images = StillChoice(frames_of(first_frames), text_LD)
+        return io.NodeOutput(Dataset(images, face_models, given_pools(pool, more)))
+
+
+def more_pools() -> list:
+    told = "Another person whom all clips show; then everybody counts, each against the own pool."
+    return [FACE_POOL.Input(f"pool_{n}", optional=True, tooltip=told) for n in (2, 3, 4)]
+
+
+def given_pools(pool: FacePool | None, more: Mapping[str, FacePool | None]) -> tuple[FacePool, ...]:
+    """Raises ValueError where there are others without a first."""
+    others = [more[name] for name in sorted(more)]
+    if pool is None and any(others):
+        raise ValueError("There are others beside nobody: connect the subject's pool to pool first.")
+    return tuple(one for one in (pool, *others) if one is not None)
 
 
 NODES = [LoadClips, TinyWorldClips, CurateClips, ShowClip, BuildDataset, DatasetFromImage]

@@ -87,6 +87,17 @@ class BuildFacePool(io.ComfyNode):
                 FACE_POOL.Input(
                     "person", optional=True, tooltip="Of several people follow the one of this pool."
                 ),
+                _comfy.known(
+                    io.Int.Input,
+                    "which",
+                    optional=True,
+                    default=0,
+                    min=0,
+                    max=100,
+                    advanced=True,
+                    tooltip="Of several people: 0 the subject, 1 and more the others, the largest and most "
+                    "seen first.",
+                ),
             ],
             outputs=[
                 FACE_POOL.Output(display_name="pool", tooltip="The faces; empty where none was found."),
@@ -104,9 +115,9 @@ class BuildFacePool(io.ComfyNode):
 
     @classmethod
     @_comfy.working("give a shorter or smaller clip.")
-    def execute(cls, clip, face_models, choose, min_face, keep_first, person=None) -> io.NodeOutput:
+    def execute(cls, clip, face_models, choose, min_face, keep_first, person=None, which=0) -> io.NodeOutput:
         from ..ipro_core.faces.packs import load_face_models
-        from ..ipro_core.faces.pool import NoFace, build_pool, empty_pool
+        from ..ipro_core.faces.pool import NoFace, build_pools, empty_pool
 
         frames_TCHW, models = frames_of(clip), load_face_models(face_models)
         reference_D = None
@@ -115,9 +126,14 @@ class BuildFacePool(io.ComfyNode):
         pieces, warning = _comfy.shown(frames_TCHW.split(8), -(-len(frames_TCHW) // 8)), ""
         how = {"choose": choose, "min_face": min_face, "keep_first": keep_first, "reference_D": reference_D}
         try:
-            pool = build_pool(pieces, *models, source="clip", **how)
+            pools = build_pools(pieces, *models, source="clip", **how)
         except NoFace as reason:
-            pool, warning = empty_pool(models[1], len(frames_TCHW)), str(reason)
+            pools, which, warning = [empty_pool(models[1], len(frames_TCHW))], 0, str(reason)
+        if which >= len(pools):
+            raise ValueError(
+                f"The clip shows {len(pools)} of its people long enough: choose which below {len(pools)}."
+            )
+        pool = pools[which]
         told = _told(pool, frames_TCHW, warning)
         return io.NodeOutput(pool, pool.coverage, _finite(pool.self_similarity), ui=told)
 

@@ -101,7 +101,8 @@ class ScoreVideo(io.ComfyNode):
     @_comfy.working("give a shorter or smaller video.")
     def execute(cls, video, face_models: Path, pool: FacePool, reward) -> io.NodeOutput:
         from ..ipro_core.faces.packs import load_face_models
-        from ..ipro_core.faces.tracks import person_faces
+        from ..ipro_core.faces.tracks import person_faces, see_faces
+        from ..ipro_core.rewards.base import asks_for_everybody
 
         if not len(pool.embeddings_PD):
             return io.NodeOutput(
@@ -112,9 +113,11 @@ class ScoreVideo(io.ComfyNode):
             raise ValueError(
                 f"The pool was built with {pool.recognizer}, not with {models[1].name}: give that pack."
             )
-        first_D = pool.embeddings_PD[0]
-        person = person_faces(frames_of(video), *models, pool=pool, reference_D=first_D)
-        score, coverage = reward(GeneratedVideo((person,))), person.seen_T.float().mean().item()
+        first_D, frames = pool.embeddings_PD[0], frames_of(video)
+        person = person_faces(frames, *models, pool=pool, reference_D=first_D)
+        seen = see_faces(frames, *models) if asks_for_everybody(reward) else None
+        score = reward(GeneratedVideo((person,), frames_TCHW=frames, seen=seen))
+        coverage = person.seen_T.float().mean().item()
         warning = [] if person.seen_T.any() else ["The video shows no face."]
         return io.NodeOutput(score.value.item(), coverage, ui={"ipro_warning": warning})
 

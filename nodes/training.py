@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 CATEGORY = "6 Training"
 ADVICE = (
-    "choose fewer frames or a smaller size in the model's loader, there states_on_host yes and fewer "
-    "resident_blocks, and here microbatch 1 and kept_passes 1. The run is saved: queue again to go on."
+    "choose fewer frames or a smaller size in the model's loader, there states_on_host yes, kept_attentions "
+    "0 and fewer resident_blocks, and here microbatch 1 and kept_passes 1. The run is saved: queue again to "
+    "go on."
 )
 MOVED = ("files", "clips", "loop")
 """What does not name a run: its number of updates, and where files lie; what they hold is compared."""
@@ -110,16 +111,17 @@ def opened(model: ModelChoice, dataset: Dataset, plan: Preset) -> Job:
     """A job by this plan, but for what the model decides: its size, and where its part begins."""
     from ..ipro_core.job import Job
 
+    dataset.check_for(plan.method)
     studio = dataset.open_studio(model, (plan.method, plan.rank))
     plan = replace(plan, method=studio.fit(plan.method, asked=False, known=True), framing=studio.framing)
-    return Job(studio, plan, {**model.files, "faces": str(dataset.faces)})
+    others = {"faces": str(dataset.faces), "scorer": dataset.scorer, "face_encoder": dataset.face_encoder}
+    return Job(studio, plan, {**model.files, **others})
 
 
 def settled(job: Job, dataset: Dataset) -> dict[str, Any]:
     """The run's settings."""
     told = dataset.clips.name(job.studio)
-    if dataset.pool is not None:
-        told += f" {dataset.pool.name}"
+    told += "".join(f" {pool.name}" for pool in dataset.pools)
     return job.config([str(video) for video in dataset.clips.videos], dataset.clips.count, told)
 
 
@@ -169,7 +171,7 @@ def tune(
             for _ in _comfy.shown(work.items, work.total):
                 pass
         scenes = usable(job.studio, scenes)
-        tuner = Tuner(job, scenes, dataset.with_pool)
+        tuner = Tuner(job, scenes, dataset.with_pools)
         monitor.begin_steps()
         progress, updates = _comfy.bar(job.plan.loop.updates), job.plan.loop.updates
         with closing(tuner.records(run)) as records:

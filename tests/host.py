@@ -27,7 +27,8 @@ import sys, traceback
 
 class Watch:
     def find_spec(self, name, path=None, target=None):
-        if name.endswith((".ipro_core.models", ".ipro_core.studio")):
+        room, _, file = name.partition(".ipro_core.models.")
+        if file not in ("", "base") or name.endswith((".ipro_core.studio", ".faces.detector")):
             print("IMPORTED BY THE PACK:", name, flush=True)
         if name in ("diffusers", "peft", "onnxruntime", "insightface", "cv2"):
             if any("ComfyUI-IPRO" in frame.filename for frame in traceback.extract_stack()):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ipro_core.bench.knobs import _effect, measure_knobs
-from ipro_core.studio import Samples
+from ipro_core.job import Samples
 from ipro_core.tinyworld import open_tiny_world
 from ipro_core.tinyworld.scenes import tiny_scenes
 from ipro_core.training.ipro import IproObjective

@@ -8,9 +8,9 @@ from face_networks import red_cells, write_pack
 from torch import Tensor
 
 from ipro_core.cache import TensorCache
-from ipro_core.clips.dataset import faces_stage, image_stage, pool_of, text_stage
-from ipro_core.clips.scenes import ClipScene, ShownScene, clip_scenes, fit
-from ipro_core.clips.video import read_frames, write_video
+from ipro_core.clips.dataset import faces_stage, image_stage, pools_of, text_stage, video_stage
+from ipro_core.clips.scenes import ClipScene, PreferredScene, ShownScene, clip_scenes, fit
+from ipro_core.clips.video import read_frames, write_picture, write_video
 from ipro_core.faces.packs import load_face_models
 from ipro_core.faces.pool import build_pool
 from ipro_core.types import Clip, Framing
@@ -104,8 +104,29 @@ def test_the_faces_stage_keeps_the_pool_that_the_clip_gives(tmp_path):
     list(stage.run(cache, [shown]))
     entry = stage.load(cache, shown)
     assert entry is not None
-    pool = pool_of(entry, models[1].name, "faces")
+    (pool,) = pools_of(entry, models[1].name, "faces")
     again = build_pool(read_frames(shown.clip.video), *models, source="faces")
     assert pool.frames_P.tolist() == [0, 2, 3, 4] and pool.seen_T.tolist() == [True, False, True, True, True]
     assert torch.equal(pool.embeddings_PD, again.embeddings_PD) and torch.equal(pool.boxes_P4, again.boxes_P4)
     assert (pool.source, pool.recognizer) == (again.source, again.recognizer)
+
+
+def test_the_whole_clip_is_encoded_for_methods_that_learn_from_it(tmp_path):
+    one, cache = scene(tmp_path, "a"), TensorCache(tmp_path / "cache")
+    stage = video_stage("vae", lambda: lambda frames_BTCHW: frames_BTCHW.transpose(1, 2))
+    assert list(stage.run(cache, [one])) == [one]
+    entry = stage.load(cache, one)
+    assert entry is not None and torch.equal(entry["video"], one.frames().transpose(0, 1))
+    assert video_stage("another vae", stage.open).load(cache, one) is None
+
+
+def test_of_two_videos_the_scene_shows_the_preferred_one_after_the_image(tmp_path):
+    liked, other = scene(tmp_path, "liked", prompt="a bar"), scene(tmp_path, "other", frames=6)
+    write_picture(tmp_path / "input.png", torch.full((3, 32, 48), 0.25))
+    shown = PreferredScene(liked, other, tmp_path / "input.png")
+    assert (shown.name, shown.prompt) == ("liked", "a bar")
+    assert torch.equal(shown.frames(), liked.frames())
+    torch.testing.assert_close(shown.first(), torch.full((3, 16, 32), 0.25), rtol=0, atol=0.01)
+    assert torch.equal(PreferredScene(liked, other, None).first(), liked.first())
+    keys = [shown.key(), PreferredScene(liked, other, None).key(), PreferredScene(liked, liked, None).key()]
+    assert keys[0] != keys[1] != keys[2] != liked.key()

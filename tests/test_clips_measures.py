@@ -19,7 +19,7 @@ from ipro_core.clips.shots import dhash, find_shots, hash_bits, hash_distance
 from ipro_core.clips.video import first_shown, probe, read_frames, write_video
 from ipro_core.faces.alignment import template
 from ipro_core.faces.packs import load_face_models
-from ipro_core.faces.tracks import follow_people, see_faces
+from ipro_core.faces.tracks import follow_people, follow_person, see_faces
 from ipro_core.tinyworld import FACE_PACK
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -180,13 +180,13 @@ def test_a_damaged_file_is_one_line_with_the_reason(clips, tiny, tmp_path):
     assert "broken.mp4" in shot.problem and shot.frames == 0
 
 
-def test_everybody_is_followed_once_the_most_seen_first(cells):
+def test_everybody_is_followed_once_the_subject_first(cells):
     frames = red_cells([[(0, 0)], [(0, 0), (3, 3)], [(0, 0), (3, 3)], [(3, 3)] * 1])
     seen = see_faces(frames, *cells)
     people = follow_people(seen.detections, seen.embeddings)
     faces = [(t, face) for followed in people for t, face in followed.items()]
     assert sorted(faces) == [(t, f) for t, found in enumerate(seen.detections) for f in range(len(found))]
-    assert [len(followed) for followed in people] == sorted(map(len, people), reverse=True)
+    assert people[0] == follow_person(seen.detections, seen.embeddings)
     assert follow_people([[], []], [torch.zeros(0, 4)] * 2) == []
 
 

@@ -62,6 +62,20 @@ def test_pool_and_score_report_as_json(tmp_path, clip, capsys):
     assert len(scored["per_frame"]) == 9
 
 
+def test_a_clip_of_two_people_gives_a_file_for_each(tmp_path, clip, capsys):
+    *_, crowded = tiny_scenes("tuning", 7)
+    assert (crowded.visible_TK[:, 1] > 0.7).all()
+    write_video(tmp_path / "two.mp4", crowded.frames_TCHW, fps=8, crf=1)
+    faces = ("--faces", str(FACE_PACK), "--min-face", "8", "-o", str(tmp_path / "pool.safetensors"))
+    assert main(["pool", str(tmp_path / "two.mp4"), "--people", "0", *faces, "--json"]) == 0
+    told = answer(capsys)
+    (other,) = told["others"]
+    assert Path(other["pool"]) == tmp_path / "pool_2.safetensors" and other["coverage"] == 1
+    subject, bystander = FacePool.load(told["pool"]), FacePool.load(other["pool"])
+    assert (subject.embeddings_PD @ bystander.embeddings_PD.T).mean() < 0.5 < subject.self_similarity
+    assert "one clip" in refused(capsys, "pool", clip, clip, "--people", "2", *faces)
+
+
 @pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared: real clips and networks")
 def test_real_clips_tell_a_person_from_another_by_a_margin(tmp_path, capsys):
     clips, pool = SHARED / "media" / "derived", tmp_path / "pool.safetensors"

@@ -6,13 +6,16 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from small_study import small_study, vote_for
+import torch
+from small_study import COLOURS, small_study, vote_for
 
 from ipro_core.evaluation.ballots import Vote
 from ipro_core.evaluation.preferences import Draws, bradley_terry, failed_controls, study_results
+from ipro_core.evaluation.preferred import preferred_videos, voted_place, voted_scenes
 from ipro_core.evaluation.statistics import bootstrap_interval
 from ipro_core.evaluation.study_design import Trial
 from ipro_core.evaluation.study_words import results_in_words
+from ipro_core.types import Framing
 
 
 def cast(study, prefer, voters=4):
@@ -53,6 +56,28 @@ def test_strengths_without_a_bound_are_refused_and_ties_bound_them():
     with pytest.raises(ValueError, match="never won"):
         bradley_terry(never)
     assert bradley_terry(never, ties=1)[0] == pytest.approx(math.log(5.5 / 0.5) / 2)
+
+
+def test_pairs_to_learn_from_are_those_that_votes_decide(tmp_path):
+    study = small_study(tmp_path, scenes=4, controls=1)
+    # Scene 0: all four for tuned. 1: three of four for base. 2: nobody prefers one. 3: two against two.
+    wanted = [["tuned"] * 4, ["base"] * 3 + ["tuned"], [""] * 4, ["tuned", "base"] * 2]
+    cast(study, lambda number, scene, _: wanted[scene][number])
+    decided = preferred_videos(study, "quality")
+    assert [(one.trial.scene, one.share) for one in decided] == [("scene 0", 1.0), ("scene 1", 0.75)]
+    for one, winner in zip(decided, ("tuned", "base"), strict=True):
+        files = dict(zip(one.trial.methods, one.trial.videos, strict=True))
+        assert files.pop(winner) == one.winner and files.popitem()[1] == one.loser
+    with pytest.raises(ValueError, match="asks identity, quality, not motion"):
+        preferred_videos(study, "motion")
+    with pytest.raises(ValueError, match=r"No pair of .* is decided on identity"):
+        preferred_videos(small_study(tmp_path / "unseen"), "identity")
+    shown = voted_scenes(voted_place(tmp_path, "quality"), Framing(48, 32, 5, 12.0))[1]
+    assert (shown.name, shown.prompt) == ("scene 1", "a bar wanders, 1")
+    for frames, method in ((shown.frames(), "base"), (shown.rejected.frames(), "tuned")):
+        torch.testing.assert_close(
+            frames[:, :, -1, -1].mean(0), torch.tensor(COLOURS[method]), rtol=0, atol=0.05
+        )
 
 
 def test_win_rates_count_no_preference_half(tmp_path):

@@ -268,17 +268,26 @@ def test_a_graph_gates_on_identity(host):
 def test_a_run_is_tuned_on_the_hosts_own_image_and_conditioning(host, facts):
     prompt = tiny_graph(facts, name="stock")
     names = {node["class_type"]: name for name, node in prompt.items()}
-    faces, clip = names["IPRO_LoadFaceModels"], names["IPRO_ShowClip"]
+    faces, clip, pool = (names[f"IPRO_{kind}"] for kind in ("LoadFaceModels", "ShowClip", "BuildFacePool"))
+    crowded = {"people": "tuning", "count": 4, "seed": 0}  # the last of them shows two people
+    prompt["crowded"] = {"class_type": "IPRO_TinyWorldClips", "inputs": crowded}
+    prompt[clip]["inputs"] |= {"clips": ["crowded", 0], "index": 3}
+    prompt["bystander"] = {
+        "class_type": "IPRO_BuildFacePool",
+        "inputs": prompt[pool]["inputs"] | {"which": 1},
+    }
     prompt["words"] = {"class_type": "TestConditioning", "inputs": {}}
     prompt["stock"] = {
         "class_type": "IPRO_DatasetFromImage",
-        "inputs": {"first_frames": [clip, 1], "positive": ["words", 0]}
-        | {"pool": [names["IPRO_BuildFacePool"], 0], "face_models": [faces, 0]},
+        "inputs": {"first_frames": [clip, 1], "positive": ["words", 0], "face_models": [faces, 0]}
+        | {"pool": [pool, 0], "pool_2": ["bystander", 0]},
     }
     prompt[names["IPRO_Train"]]["inputs"]["dataset"] = ["stock", 0]
     graph, train = only(prompt, "IPRO_Train")
     (run,) = host.execute(graph)[train]["ipro_run"]
     assert run["state"] == "finished" and all(record["metrics"]["grad_norm"] > 0 for record in run["records"])
+    # Of two people one has less than the mean: both are scored.
+    assert all(record["metrics"]["worst"] < record["metrics"]["reward"] for record in run["records"])
 
 
 def test_a_strangers_workflow_writes_and_reads_only_where_it_may(host, facts):

@@ -6,6 +6,7 @@ import pytest
 from host import PACK, Host
 
 from ipro_core.rewards.base import reward_catalogue
+from ipro_core.training.base import method_catalogue
 
 pytestmark = pytest.mark.host
 
@@ -19,8 +20,15 @@ def facts(host):
 def test_every_node_that_the_rooms_hold_is_registered(facts):
     rooms = [path.read_text() for path in (PACK / "nodes").glob("[a-z]*.py")]
     told = {name for text in rooms for name in re.findall(r'_comfy\.schema\(\s*"(\w+)"', text)}
-    rewards = {kind.__name__ for kind in reward_catalogue().values()}
-    assert len(told) > 15 and set(facts) == {f"IPRO_{name}" for name in told | rewards}
+    told |= {kind.__name__ for kind in reward_catalogue().values()}
+    told |= {objective_id(kind) for kind in method_catalogue().values()}
+    assert len(told) > 15 and set(facts) == {f"IPRO_{name}" for name in told}
+
+
+def objective_id(settings: type) -> str:
+    """IPRO's is as old as the pack."""
+    start = settings.__name__.removesuffix("Settings")
+    return "Objective" if start == "Ipro" else f"{start}Objective"
 
 
 def test_every_input_and_output_explains_itself(facts):

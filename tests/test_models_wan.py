@@ -51,11 +51,26 @@ def test_the_gradients_are_plain_autograds(kind, dtype, tolerance):
 @pytest.mark.parametrize("recompute", [True, False])
 def test_the_chain_is_plain_autograds(kind, through, recompute):
     codec, sigmas, given = ToyCodec(dtype=torch.float32), shifted_sigmas(3, 5.0), condition(kind)
-    wan = model(kind, placement=Placement(recompute=recompute))
+    wan = model(kind, placement=Placement(recompute=recompute, kept_attentions=1))
     plain_autograd(Stock(wan, given), codec, toy_score, X, sigmas, 2, 1.0, 1.0, "sigma", through)
     expected = collect(wan)
     reward_gradient(
         wan, codec, toy_score, X, given, sigmas, grad_steps=2, reward_weight=1.0, kl_through=through
+    )  # fmt: skip
+    assert distance(collect(wan), expected) <= 1e-5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("recompute", [True, False])
+@pytest.mark.parametrize("kept", [0, 3])
+def test_the_chain_of_earlier_steps_is_plain_autograds(kind, recompute, kept):
+    codec, sigmas, given = ToyCodec(dtype=torch.float32), shifted_sigmas(4, 5.0), condition(kind)
+    wan = model(kind, placement=Placement(recompute=recompute))
+    plain_autograd(Stock(wan, given), codec, toy_score, X, sigmas, 2, 1.0, 1.0, "sigma", "detached", first=1)
+    expected = collect(wan)
+    reward_gradient(
+        wan, codec, toy_score, X, given, sigmas,
+        grad_steps=2, first_grad_step=1, reward_weight=1.0, kept_passes=kept,
     )  # fmt: skip
     assert distance(collect(wan), expected) <= 1e-5
 

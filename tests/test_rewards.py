@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 from ipro_core.rewards.aligned import AlignedReward
 from ipro_core.rewards.base import reward_catalogue
 from ipro_core.rewards.face_pool import FacePoolReward, pool_similarity
+from ipro_core.rewards.identity_scorer import IdentityScorerReward
+from ipro_core.rewards.people import PeopleReward
+from ipro_core.rewards.preference import PreferenceReward
 from ipro_core.rewards.reference import ReferenceReward
 from ipro_core.rewards.weighted_sum import Part, WeightedSum, reward_config, reward_of
 from ipro_core.types import FacePool, GeneratedVideo, PersonFaces
@@ -127,6 +130,9 @@ def test_every_reward_of_the_folder_is_in_the_catalogue():
     assert reward_catalogue() == {
         "aligned": AlignedReward,
         "face-pool": FacePoolReward,
+        "identity-scorer": IdentityScorerReward,
+        "people": PeopleReward,
+        "preference": PreferenceReward,
         "reference": ReferenceReward,
     }
 

@@ -1,6 +1,7 @@
 """The step-by-step gradient against plain autograd, which holds every graph at once."""
 
 import weakref
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -22,14 +23,22 @@ def noise(batch: int = 2, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(batch, 4, 3, 5, 6, generator=generator, dtype=torch.float64).to(dtype)
 
 
-def plain_autograd(model, codec, score, x, sigmas, grad_steps, reward_weight, kl_weight, weighting, through):
-    """The loss of Eq. 3 and 7 written down as it is read, differentiated by one `backward`."""
-    sigmas = sigmas.tolist()
+def plain_autograd(
+    model, codec, score, x, sigmas, grad_steps, reward_weight, kl_weight, weighting, through, first=None
+):
+    """The loss of Eq. 3 and 7 written down as it is read, differentiated by one `backward`.
+
+    After the K steps from `first` on the velocity is that of a copy whose parameters are constants.
+    """
+    sigmas, still = sigmas.tolist(), deepcopy(model)
+    for parameter in still.adapter_parameters().values():
+        parameter.requires_grad_(False)
     num_steps, kl = len(sigmas) - 1, torch.zeros((), dtype=x.dtype)
+    first = num_steps - grad_steps if first is None else first
     for i in range(num_steps):
-        with torch.set_grad_enabled(i >= num_steps - grad_steps):
-            v = model.velocity(x, sigmas[i], None)
-            if i >= num_steps - grad_steps:
+        with torch.set_grad_enabled(i >= first):
+            v = (model if i < first + grad_steps else still).velocity(x, sigmas[i], None)
+            if first <= i < first + grad_steps:
                 x_anchor = x.detach() if through == "detached" else x
                 with torch.set_grad_enabled(through == "exact"):
                     v_ref = model.frozen_velocity(x_anchor, sigmas[i], None)
@@ -66,6 +75,21 @@ def test_the_chain_equals_plain_autograd(grad_steps, through, kl_weight, dtype, 
         grad_steps=grad_steps, reward_weight=0.7, kl_weight=kl_weight, kl_through=through,
     )  # fmt: skip
     assert (collect(model) - expected).norm() <= tolerance * expected.norm()
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("through", ["detached", "exact", "biased"])
+@pytest.mark.parametrize("first, grad_steps, kept", [(0, 1, 0), (0, 4, 1), (3, 4, 3), (2, 5, 8), (4, 4, 2)])
+def test_the_chain_of_earlier_steps_equals_plain_autograd(first, grad_steps, kept, through, dtype, tolerance):
+    model, codec, x = ToyModel(dtype=dtype), ToyCodec(dtype=dtype), noise(dtype=dtype)
+    plain_autograd(model, codec, toy_score, x, SIGMAS, grad_steps, 0.7, 1.0, "sigma", through, first)
+    expected = collect(model)
+    reward_gradient(
+        model, codec, toy_score, x, None, SIGMAS, kl_through=through, kept_passes=kept,
+        grad_steps=grad_steps, first_grad_step=first, reward_weight=0.7,
+    )  # fmt: skip
+    assert (collect(model) - expected).norm() <= tolerance * expected.norm()
+    assert all(parameter.requires_grad for parameter in model.adapter_parameters().values())
 
 
 def test_the_three_ways_of_the_anchor_through_x_t_are_three_gradients():
@@ -130,6 +154,24 @@ def test_gradient_reaches_only_the_last_k_steps(grad_steps):
     reward_gradient(model, ToyCodec(), toy_score, noise(), None, SIGMAS, grad_steps=grad_steps)
     reached = [theta.grad is not None and theta.grad.item() != 0 for theta in model.thetas.values()]
     assert reached == [False] * (8 - grad_steps) + [True] * grad_steps
+
+
+@pytest.mark.parametrize("first", [0, 3, 5])
+def test_gradient_reaches_only_the_k_steps_that_are_named(first):
+    model = StepModel(SIGMAS)
+    reward_gradient(
+        model,
+        ToyCodec(),
+        toy_score,
+        noise(),
+        None,
+        SIGMAS,
+        grad_steps=3,
+        first_grad_step=first,
+        kl_weight=0.0,
+    )
+    reached = [theta.grad is not None and theta.grad.item() != 0 for theta in model.thetas.values()]
+    assert reached == [first <= i < first + 3 for i in range(8)]
 
 
 def test_one_linear_step_has_the_gradient_that_paper_and_pencil_give():
@@ -213,10 +255,12 @@ def test_memory_does_not_grow_with_k(through):
     assert plain[2] > 3 * plain[0]  # the same measure sees plain autograd's graphs pile up
 
 
-@pytest.mark.parametrize("kept, velocity", [(0, 12), (1, 11), (4, 8), (8, 8)])
-def test_the_passes_are_the_promised_number(kept, velocity):
-    # N = 8, K = 4: 8 rollout + 4 again for the gradient, less the kept ones, of v_θ, 4 of v_ref; backward
-    # 4 + 3 detached.
+@pytest.mark.parametrize(
+    "later, kept, velocity", [(0, 0, 12), (0, 1, 11), (0, 4, 8), (0, 8, 8), (4, 1, 15), (4, 8, 8), (3, 5, 10)]
+)
+def test_the_passes_are_the_promised_number(later, kept, velocity):
+    # N = 8, K = 4: 8 rollout + 4 again for the gradient, and those after them, less the kept ones, of v_θ, 4
+    # of v_ref; backward 4, those after them, and for the detached anchor 3 that have a step before.
     calls = {"velocity": 0, "frozen_velocity": 0, "backward": 0}
 
     class Counted(ToyModel):
@@ -231,8 +275,11 @@ def test_the_passes_are_the_promised_number(kept, velocity):
             calls["frozen_velocity"] += 1
             return x
 
-    reward_gradient(Counted(), ToyCodec(), toy_score, noise(), None, SIGMAS, grad_steps=4, kept_passes=kept)
-    assert calls == {"velocity": velocity, "frozen_velocity": 4, "backward": 7}
+    reward_gradient(
+        Counted(), ToyCodec(), toy_score, noise(), None, SIGMAS,
+        grad_steps=4, first_grad_step=4 - later, kept_passes=kept,
+    )  # fmt: skip
+    assert calls == {"velocity": velocity, "frozen_velocity": 4, "backward": 7 + later}
 
 
 @pytest.mark.parametrize("through", ["detached", "exact", "biased"])
@@ -279,8 +326,14 @@ def test_a_reward_without_gradient_leaves_the_anchor_alone():
 
 @pytest.mark.parametrize("grad_steps", [0, 9])
 def test_k_beyond_the_steps_is_refused(grad_steps):
-    with pytest.raises(ValueError, match=f"last K of 8 steps .* K = {grad_steps}"):
+    with pytest.raises(ValueError, match=f"Of 8 steps 1 to 8 .* not {grad_steps}"):
         reward_gradient(ToyModel(), ToyCodec(), toy_score, noise(), None, SIGMAS, grad_steps=grad_steps)
+
+
+@pytest.mark.parametrize("first", [-1, 5])
+def test_k_steps_that_begin_too_late_are_refused(first):
+    with pytest.raises(ValueError, match=f"begin at 0 to 4, not at {first}"):
+        reward_gradient(ToyModel(), ToyCodec(), toy_score, noise(), None, SIGMAS, first_grad_step=first)
 
 
 def test_the_toy_codec_gives_frames_back():

@@ -29,7 +29,7 @@ from ipro_core.training.ipro import IproObjective, IproSettings
 from ipro_core.training.loop import Draw, LoopSettings, draw_batch, train
 from ipro_core.training.presets import PRESETS, TINY, Preset
 from ipro_core.training.settings import SamplingSettings
-from ipro_core.types import Face, FacePool, check_knobs
+from ipro_core.types import Face, FacePool, Person, check_knobs
 
 SIDE = 12
 SETTINGS = IproSettings(grad_steps=2, steps=4, reward_weight=1.0, choose="largest")
@@ -72,7 +72,7 @@ def pool_of(seed: int, faces: int = 3) -> FacePool:
 
 def sample(seed: int, frames: int = 3) -> TrainingSample:
     condition = 0.1 * torch.randn(1, 4, 1, 1, 1, generator=torch.Generator().manual_seed(seed))
-    return TrainingSample(f"clip {seed}", condition, (4, frames, SIDE, SIDE), pool_of(seed))
+    return TrainingSample(f"clip {seed}", condition, (4, frames, SIDE, SIDE), (Person(pool_of(seed)),))
 
 
 def objective(settings=SETTINGS, sees=lambda t: True, **reward) -> IproObjective:
@@ -117,7 +117,7 @@ def test_a_microbatch_holds_one_shape_and_no_more_than_asked():
 def test_tuning_raises_the_reward_and_the_anchor_holds_it_back():
     def tuned(kl_weight: float) -> list[dict[str, float]]:
         # One clip and one noise, because the toy's 16 weights cannot please several.
-        of = objective(replace(SETTINGS, kl_weight=kl_weight, noise_seed=24))
+        of = objective(replace(SETTINGS, kl_weight=kl_weight, measure_kl=True, noise_seed=24))
         return [record.metrics for record in train(of.model, of, [sample(0)], replace(LOOP, batch_size=1))]
 
     free, held = tuned(0.0), tuned(30.0)
@@ -190,8 +190,8 @@ def test_noise_is_each_draws_own_or_one_for_all():
 def test_the_pool_without_the_input_image_is_a_knob():
     pool = replace(pool_of(0), frames_P=torch.tensor([0, 2, 0]))
     assert torch.equal(without_first_frame(pool).embeddings_PD, pool.embeddings_PD[1:2])
-    one = replace(sample(0), pool=pool)
-    other = replace(sample(0), pool=without_first_frame(pool))
+    one = replace(sample(0), people=(Person(pool),))
+    other = replace(sample(0), people=(Person(without_first_frame(pool)),))
     draw = lambda of: draw_batch([of], replace(LOOP, batch_size=1), 0)  # noqa: E731
     without = next(objective(replace(SETTINGS, pool_first_frame=False)).gradients(draw(one)))
     assert without["reward"] == pytest.approx(next(objective().gradients(draw(other)))["reward"])
@@ -329,15 +329,121 @@ def test_steps_without_an_anchor_make_no_frozen_pass():
     assert len(passes) == 1
 
 
+def test_nothing_is_compared_without_an_anchor_unless_it_is_asked_for():
+    frozen = []
+    without = {"kl_weight": 0.0, "reference_steps": 1}
+    for settings in ({}, without, without | {"measure_kl": True}):
+        of, passes = objective(replace(SETTINGS, **settings)), []
+        model: Any = of.model
+        velocity = model.frozen_velocity
+        model.frozen_velocity = lambda *inputs, velocity=velocity, passes=passes: (
+            passes.append(1) or velocity(*inputs)
+        )
+        model.velocity = lambda x, sigma, condition, velocity=velocity, model=model: (
+            velocity(x, sigma, condition) + model.up.sum() * x
+        )
+        _, metrics = gradient_and_metrics(of, [sample(0)])
+        frozen.append((len(passes), "kl" in metrics))
+    assert frozen == [(2, True), (0, False), (1, True)]
+
+
+def test_the_menu_of_estimators_is_a_menu_of_chains():
+    tuned = replace(SETTINGS, steps=8, first_tuned_step=1, grad_steps=3)  # seven tuned steps
+    wanted = {
+        ("draft-k", "low-noise"): [(7, 4, 3)],
+        ("draft-k", "high-noise"): [(7, 0, 3)],
+        ("alignprop", "low-noise"): [(7, 6, 1), (7, 5, 2), (7, 4, 3)],
+        ("alignprop", "high-noise"): [(7, 0, 1), (7, 0, 2), (7, 0, 3)],
+        ("refl", "low-noise"): [(5, 4, 1), (6, 5, 1), (7, 6, 1)],
+        ("refl", "high-noise"): [(1, 0, 1), (2, 1, 1), (3, 2, 1)],
+    }
+    for (estimator, at), chains in wanted.items():
+        assert replace(tuned, estimator=estimator, placement=at).chains() == chains
+    with pytest.raises(ValueError, match="draft-lv takes its gradient through the last step"):
+        replace(tuned, estimator="draft-lv", placement="high-noise")
+
+
+@pytest.mark.parametrize("at", ["low-noise", "high-noise"])
+def test_refl_judges_what_one_step_predicts(at):
+    # Xu et al. 2023: no gradient to a step drawn by chance, then R(x_t − sigma v(x_t)).
+    settings = replace(SETTINGS, estimator="refl", placement=at, kl_weight=0.0, first_tuned_step=1)
+    ours = chosen_gradients(settings, lambda g: int(torch.randint(2, (), generator=g)), 2)
+    plain = []
+    for step in (2, 3) if at == "low-noise" else (1, 2):
+        of = objective(settings)
+        draw = Draw(sample(0), torch.Generator())
+        x = torch.randn(4, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(5))[None]
+        x = sampled(of.model, x, draw.sample.condition, of.sigmas[:2], frozen=True)
+        x = sampled(of.model, x, draw.sample.condition, of.sigmas[1 : step + 1])
+        sigma = of.sigmas[step].item()
+        predicted = x - sigma * of.model.velocity(x, sigma, draw.sample.condition)
+        (-of.score(of.codec.decode(predicted)[0], draw).value).backward()
+        gradients = [p.grad for p in of.model.adapter_parameters().values() if p.grad is not None]
+        plain.append(torch.cat([gradient.flatten() for gradient in gradients]))
+    torch.testing.assert_close(ours, torch.stack(plain).mean(dim=0), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"estimator": "refl"},
+        {"estimator": "refl", "placement": "high-noise"},
+        {"placement": "high-noise"},
+        {"estimator": "draft-lv"},
+    ],
+    ids=str,
+)
+def test_every_estimator_raises_the_reward_and_feels_the_anchor(how):
+    def tuned(kl_weight: float) -> list[dict[str, float]]:
+        settings = replace(SETTINGS, **how, kl_weight=kl_weight, measure_kl=True, noise_seed=24)
+        of = objective(settings)
+        return [record.metrics for record in train(of.model, of, [sample(0)], replace(LOOP, batch_size=2))]
+
+    free, held = tuned(0.0), tuned(30.0)
+    assert free[-1]["reward"] > free[0]["reward"] + 0.05
+    assert held[-1]["kl"] < 0.5 * free[-1]["kl"]
+
+
+def test_the_plan_knows_what_each_estimator_goes_through():
+    # Five tuned steps, K = 3, one pass kept, none compared.
+    tuned = replace(SETTINGS, steps=8, first_tuned_step=3, grad_steps=3, kl_weight=0.0)
+    wanted = {
+        "draft-k": (5 + 3 - 1, 3, 1),
+        "alignprop": (5 + 2 - 1, 2, 1),  # K is 2 in the mean
+        "refl": (4, 1, 1),  # of steps 3, 4 and 5 one is the last
+        "draft-lv": (5 + 2 * 1, 2, 2),
+    }
+    for estimator, numbers in wanted.items():
+        passes = replace(tuned, estimator=estimator).passes()
+        assert (passes.forward, passes.backward, passes.decodes) == numbers
+    early = replace(tuned, placement="high-noise").passes()
+    assert (early.forward, early.again, early.backward) == (5 + 5 - 1, 5, 5)
+    anchored = replace(tuned, kl_weight=1.0).passes()
+    assert (anchored.forward, anchored.backward) == (5 + 3 - 1 + 3, 3 + 2)
+
+
+def test_settings_of_before_estimators_had_names_are_understood():
+    old = PRESETS["tiny"].config()
+    for name in ("estimator", "placement", "renoised_ends"):
+        old["ipro"].pop(name)
+    assert Preset.from_config(old) == PRESETS["tiny"]
+    old["ipro"] |= {"random_grad_steps": True, "low_variance": 0}
+    assert getattr(Preset.from_config(old).method, "estimator", "") == "alignprop"
+    old["ipro"] |= {"random_grad_steps": False, "low_variance": 3}
+    method: Any = Preset.from_config(old).method
+    assert (method.estimator, method.renoised_ends) == ("draft-lv", 3)
+
+
 def test_a_random_k_is_one_of_those_allowed():
     allowed = [chosen_gradients(replace(SETTINGS, grad_steps=k), lambda generator: None, 1) for k in (1, 2)]
-    random = replace(SETTINGS, random_grad_steps=True)
+    random = replace(SETTINGS, estimator="alignprop")
     mean = chosen_gradients(random, lambda g: int(torch.randint(1, 3, (), generator=g)), 2)
     torch.testing.assert_close(mean, (allowed[0] + allowed[1]) / 2, rtol=1e-4, atol=1e-7)
 
 
 def test_draft_lv_averages_last_steps_that_begin_at_renoised_ends():
-    of, generator = objective(replace(SETTINGS, low_variance=2)), torch.Generator().manual_seed(3)
+    of = objective(replace(SETTINGS, estimator="draft-lv", renoised_ends=2))
+    generator = torch.Generator().manual_seed(3)
     for _ in of.gradients([Draw(sample(0), generator)]):
         pass
     gradient = torch.cat(

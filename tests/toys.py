@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from ipro_core.models.base import pullback_by_autograd
-from ipro_core.models.lora import AdaptedModel, LowRank
+from ipro_core.models.base import AdaptedModel, pullback_by_autograd
+from ipro_core.models.lora import LowRank
 from ipro_core.models.wan import WanCondition
 from ipro_core.models.wan_files import save_wan_file
 from ipro_core.types import RewardScore

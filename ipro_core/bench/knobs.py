@@ -23,6 +23,8 @@ from ..training.base import TrainingSample
 from ..training.ipro import IproObjective
 from ..training.loop import Draw
 
+RECALLED = 0.36
+"""Of a forward pass: a block run again whose attention was kept, as `ipro bench --count` has it for A14B."""
 AGAIN, BACKWARD = 0.52, 1.81
 """Of a forward pass: a block run again for its gradient without its attention, and its gradient. Multiplied
 out for A14B at 480x832x81: attention is 52 % of a pass, its gradient 2.5 times itself."""
@@ -32,10 +34,10 @@ KNOBS: Mapping[str, Mapping[str, Any]] = {
     "frames 1 of 9": {"gradient_frames": 1},
     "reference at 1 step of 4": {"reference_steps": 1},
     "reference in half the videos": {"reference_chance": 0.5},
-    "K at random, 1 to 4": {"random_grad_steps": True},
+    "K at random, 1 to 4": {"estimator": "alignprop"},
     "K = 2": {"grad_steps": 2},
     "K = 1": {"grad_steps": 1},
-    "DRaFT-LV, 2 ends": {"low_variance": 2},
+    "DRaFT-LV, 2 ends": {"estimator": "draft-lv", "renoised_ends": 2},
     "KL through x_t as the authors": {"kl_through": "biased"},
 }
 """Changes of settings with K = 4, by a name for the table."""
@@ -103,7 +105,8 @@ def _gradients(
             pass
         gradients.append(torch.cat([parameter.grad.flatten().double() for parameter in parameters]))  # type: ignore[union-attr]
     seconds = time.process_time() - began
-    passes = visits["forward"] + AGAIN * visits["again"] + BACKWARD * visits["backward"]
+    passes = visits["forward"] + RECALLED * visits["recalled"]
+    passes += AGAIN * visits["again"] + BACKWARD * visits["backward"]
     per_draw = len(samples) * len(model.stack.weights.blocks)
     return (
         torch.stack(gradients),

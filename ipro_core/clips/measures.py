@@ -218,7 +218,7 @@ def _measured(
         largest_face=round(float(np.percentile(largest, 95)), 4) if largest else None,
         people=tuple(
             _person(look, followed)
-            for followed in follow_people(seen.detections, seen.embeddings)
+            for followed in sorted(follow_people(seen.detections, seen.embeddings), key=len, reverse=True)
             if len(followed) > 1 or len(seen.detections) == 1
         ),
     )

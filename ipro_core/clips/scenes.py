@@ -11,9 +11,8 @@ from torch import Tensor
 
 from ..files import fingerprint, sha256
 from ..types import Clip, Framing
-from .manifest import MANIFEST, kept_clips, words_of
-from .splits import Split
-from .video import TIME_ROUNDING, first_shown, iterate_frames, probe, read_frames
+from .manifest import MANIFEST, Split, kept_clips, words_of
+from .video import TIME_ROUNDING, first_shown, iterate_frames, probe, read_frames, read_image
 
 Place = Path | str | Clip
 """A video file, a folder of them, a manifest; or a clip that was found already."""
@@ -104,6 +103,39 @@ class ShownScene:
 
     def pieces(self) -> Iterator[Tensor]:
         yield self.frames_TCHW
+
+
+@dataclass(frozen=True)
+class PreferredScene:
+    """Two videos of one image and prompt, of which people preferred one: that is what the scene shows."""
+
+    preferred: ClipScene
+    rejected: ClipScene
+    image: Path | None
+    """The input image; None: the preferred video's first frame."""
+
+    @property
+    def name(self) -> str:
+        return self.preferred.name
+
+    @property
+    def prompt(self) -> str:
+        return self.preferred.prompt
+
+    def key(self) -> dict[str, Any]:
+        image = sha256(self.image) if self.image else ""
+        return {**self.preferred.key(), "rejected": self.rejected.key(), "image": image}
+
+    def first(self) -> Tensor:
+        if self.image is None:
+            return self.preferred.first()
+        return fit(read_image(self.image)[None], self.preferred.framing)[0]
+
+    def frames(self) -> Tensor:
+        return self.preferred.frames()
+
+    def pieces(self) -> Iterator[Tensor]:
+        return self.preferred.pieces()
 
 
 def clip_scenes(places: Sequence[Place], framing: Framing) -> list[ClipScene]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..clips.video import iterate_frames, probe
 from ..evaluation.people import judge_people
 from ..faces.packs import find_pack, load_face_models
-from ..faces.pool import build_pool, inspect_pool, merge_pools
+from ..faces.pool import build_pools, inspect_pool, merge_pools
 from ..faces.tracks import person_of_video, see_faces
 from ..rewards.base import reward_catalogue
 from ..types import FacePool, GeneratedVideo
@@ -20,27 +20,36 @@ from .flags import pack_of, pack_roots, progress_bar
 
 
 def pool(options: argparse.Namespace) -> dict[str, Any]:
-    """Collect the faces of one person's clips into a face pool (Section 4.2)."""
-    detector, recognizer = load_face_models(find_pack(options.faces, pack_roots()))
-    pools = [
-        build_pool(
-            _watched(video, options), detector, recognizer, source=video.name, min_face=options.min_face
-        )
-        for video in options.videos
+    """Collect the faces of one person's clips into a face pool (Section 4.2), or of one clip's people."""
+    if options.people != 1 and len(options.videos) > 1:
+        raise ValueError("Several people are taken from one clip: give one video, or 1 for --people.")
+    models = load_face_models(find_pack(options.faces, pack_roots()))
+    how = {"most": options.people, "min_face": options.min_face}
+    found = [
+        build_pools(_watched(video, options), *models, source=video.name, **how) for video in options.videos
     ]
-    whole = merge_pools(pools) if len(pools) > 1 else pools[0]
-    whole.save(options.out)
-    facts = inspect_pool(whole)
-    print(
-        f"{options.out}: {facts.faces} faces in {facts.frames} frames, coverage {facts.coverage:.0%}, "
-        f"self-similarity {facts.self_similarity:.3f}, ceiling {facts.ceiling:.3f}"
-    )
-    return {"pool": str(options.out), **asdict(facts)}
+    people = found[0] if len(found) == 1 else [merge_pools([pool for pools in found for pool in pools])]
+    told = []
+    for number, person in enumerate(people, 1):
+        path = options.out.with_stem(f"{options.out.stem}_{number}") if number > 1 else options.out
+        person.save(path)
+        facts = inspect_pool(person)
+        print(
+            f"{path}: {facts.faces} faces in {facts.frames} frames, coverage {facts.coverage:.0%}, "
+            f"self-similarity {facts.self_similarity:.3f}, ceiling {facts.ceiling:.3f}"
+        )
+        told.append({"pool": str(path), **asdict(facts)})
+    return told[0] | ({"others": told[1:]} if told[1:] else {})
 
 
 def pool_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("videos", nargs="+", type=Path, metavar="video", help="Clips of one person.")
     parser.add_argument("--out", "-o", type=Path, default=Path("pool.safetensors"), help="The file to write.")
+    people = (
+        "Most people of the clip to keep, the subject first; 0: everybody who is seen long enough. The "
+        "second one's file has the first's name with _2, and so on."
+    )
+    parser.add_argument("--people", type=int, default=1, help=people)
     parser.add_argument("--min-face", type=float, default=24, help="Smallest face to keep, in pixels.")
     _add_reading(parser, faces="antelopev2")
 

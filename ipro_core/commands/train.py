@@ -2,29 +2,41 @@
 
 import argparse
 import logging
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ..clips.scenes import find_videos
-from ..job import LORA, NoFaceError, Tuner, name_of_scenes, save_adapter, showing_faces, usable
+from ..clips.person import find_pictures
+from ..clips.scenes import Scene, find_videos
+from ..evaluation.preferred import VOTES, voted_place, voted_scenes
+from ..evaluation.study_design import QUESTIONS
+from ..job import LORA, Job, NoFaceError, Tuner, name_of_scenes, save_adapter, showing_faces, usable
 from ..rewards.base import reward_catalogue
 from ..rewards.face_pool import FacePoolReward
 from ..runs import Run, read_config, read_metrics
 from ..tinyworld.scenes import tiny_scenes
 from ..training.base import method_catalogue
+from ..training.dpo import DpoSettings
 from ..training.loop import MAY_DIFFER
 from ..training.presets import PRESETS
 from ..training.settings import LoopSettings, SamplingSettings
 from ..types import Framing
 from .flags import add_knobs, given_knobs, progress
-from .opening import FILES, add_networks, open_job, prepare
+from .opening import FILES, PERSON, add_networks, add_person, open_job, prepare, scenes_of_person
 
 logger = logging.getLogger("ipro")
 
 SCENES = 2700
-KNOB_GROUPS = (LoopSettings, SamplingSettings, *method_catalogue().values(), FacePoolReward, Framing)
+KNOB_GROUPS = (
+    LoopSettings,
+    SamplingSettings,
+    *method_catalogue().values(),
+    FacePoolReward,
+    *reward_catalogue().values(),
+    Framing,
+)
 KNOBS = [knob.name for group in KNOB_GROUPS for knob in fields(group)]
 MOVED = ("clips", *(f"files.{name}" for name in ("faces", *FILES)))
 """Files may have moved when a run goes on: what they hold is compared."""
@@ -34,7 +46,7 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     """Tune a model, with IPRO or another method, on clips of your own: Wan 2.2, or the embedded world's."""
     tune(options)
     last, lora = read_metrics(options.run)[-1], options.run / "adapters" / LORA
-    print(f"{lora}: update {last.step}, reward {last.metrics['reward']:.3f}, KL {last.metrics['kl']:.4f}")
+    print(f"{lora}: update {last.step}, " + ", ".join(f"{n} {v}" for n, v in _told(last.metrics).items()))
     return {"run": str(options.run), "lora": str(lora), "updates": last.step, **last.metrics}
 
 
@@ -48,6 +60,11 @@ def train_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="Clips to tune on, folders of them (clip.txt its prompt), or a manifest of `ipro curate`.",
     )
+    add_person(parser)
+    votes = "A blind study (`ipro study`) whose voted pairs DPO learns from, in the place of clips."
+    parser.add_argument("--votes", type=Path, help=votes)
+    asked = "Which question's votes; default: identity."
+    parser.add_argument("--question", choices=list(QUESTIONS), default="identity", help=asked)
     add_tuning(parser)
 
 
@@ -83,12 +100,11 @@ def tune(options: argparse.Namespace) -> None:
         tuned=True,
     )
     studio, plan = job.studio, job.plan
-    clips = [str(clip.resolve()) for clip in find_videos(options.clips)] or begun.get("clips", [])
-    if job.is_wan and not clips:
-        raise ValueError("There is nothing to tune on: give --clips with video files, or folders of them.")
-    scenes = studio.read_clips(clips) if clips else []
+    clips, scenes = _scenes(options, job, begun)
     count = options.scenes or begun.get("scenes", SCENES)
     config = job.config(clips, count, name_of_scenes(scenes))
+    if "pictures" in plan.method.wants:
+        config["person"] = options.person or begun.get("person", PERSON)
     may_differ, device = (*MAY_DIFFER, *MOVED), str(studio.device)
     opened = (
         Run.open(options.run, config, may_differ=may_differ, device=device)
@@ -100,7 +116,7 @@ def tune(options: argparse.Namespace) -> None:
         if job.is_wan:
             told, size = sum(bool(scene.prompt) for scene in scenes), plan.framing
             logger.info(
-                f"{studio.base} ({studio.kind}): {len(scenes)} clips, {told} with a prompt; "
+                f"{studio.base} ({studio.kind}): {len(scenes)} scenes, {told} with a prompt; "
                 f"{size.frames} frames of {size.width}x{size.height}; "
                 f"{plan.loop.updates} updates of {plan.loop.batch_size} videos."
             )
@@ -112,12 +128,48 @@ def tune(options: argparse.Namespace) -> None:
             if not begun:
                 run.discard()
             raise
+        if plan.method.people != 1:
+            several = sum(len(studio.pools(scene)) > 1 for scene in scenes)
+            logger.info(
+                f"{several} of {len(scenes)} clips show several people, each with faces of their own."
+            )
         tuner = Tuner(job, scenes)
         with closing(tuner.records(run)) as records:
             bar: Any = progress(records, "tuning", total=plan.loop.updates)
             for record in bar:
-                bar.set_postfix(reward=f"{record.metrics['reward']:.3f}", kl=f"{record.metrics['kl']:.4f}")
+                bar.set_postfix(_told(record.metrics))
         save_adapter(options.run, run.adapters / LORA)
+
+
+def _scenes(
+    options: argparse.Namespace, job: Job, begun: Mapping[str, Any]
+) -> tuple[list[str], Sequence[Scene]]:
+    """The files that are tuned on, and the scenes they make; none: the embedded world's."""
+    of_person, kept = "pictures" in job.plan.method.wants, list(begun.get("clips", []))
+    if of_person and (options.clips or options.votes):
+        raise ValueError("PersonalVideo is tuned on pictures and prompts: give --references, not --clips.")
+    if options.references and not of_person:
+        raise ValueError("--references are for --method personal-video: give clips with --clips.")
+    if of_person:
+        files = [str(file.resolve()) for file in find_pictures(options.references)] or kept
+        person = options.person or begun.get("person", PERSON)
+        return files, scenes_of_person([Path(file) for file in files], job, person)
+    clips = [str(clip.resolve()) for clip in find_videos(options.clips)] or kept
+    if options.votes:
+        clips = [voted_place(options.votes, options.question)]
+    if job.is_wan and not clips:
+        raise ValueError("There is nothing to tune on: give --clips with video files, or folders of them.")
+    if not any(VOTES in clip for clip in clips):
+        return clips, job.studio.read_clips(clips) if clips else []
+    if not isinstance(job.plan.method, DpoSettings):
+        raise ValueError("Votes on pairs of videos are what DPO learns from: give --method dpo with --votes.")
+    return clips, [scene for clip in clips for scene in voted_scenes(clip, job.studio.framing)]
+
+
+def _told(metrics: Mapping[str, float]) -> dict[str, str]:
+    """Those that every method has, and then those that most have."""
+    names = {"loss": "loss", "reward": "reward", "kl": "KL"}
+    return {told: f"{metrics[name]:.4f}" for name, told in names.items() if name in metrics}
 
 
 def export(options: argparse.Namespace) -> dict[str, Any]:

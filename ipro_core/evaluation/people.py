@@ -1,32 +1,22 @@
 """Several people in one video, each with a pool: who is kept, missing, doubled, blended, or swapped for whom.
 
-Every frame's faces are matched to the people, one to one, with room for people who are missing. The faces of
-one place follow each other (`faces.places`), whoever stands there; a person belongs to the place that shows
-them best over the whole video, so that a swap half-way costs both of them half.
+`faces.sight` says whose face is whose; here it is told as figures.
 """
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
-from ..faces.matching import match
-from ..faces.places import follow_places
-from ..faces.tracks import SAME_PERSON, SeenFaces
+from ..faces.people import STRANGER
+from ..faces.sight import MAJORITY, look, middles
+from ..faces.tracks import SAME_PERSON
+from ..types import SeenFaces
 from .facesim import FaceSim, followed_sim, jsonable
 
-STRANGER = 0.25
-"""Mean cosine along a track below which it shows nobody known: 174 pairs of clips of different people stayed
-below 0.23."""
 BLENDED = 0.05
 """Two people's cosines closer than this, both above STRANGER: the face is neither."""
-MAJORITY = 5
-"""Frames that decide together who stands at a place: one frame's mistake is no swap."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +61,7 @@ class PeopleKept:
     swapped: float
     """Share of the recognised faces that stand where somebody else began."""
     identity_f1: float
-    """IDF1 of tracking: 2 · right / (faces due + faces shown). Due is everybody in every frame; shown are the
-    faces of the people's tracks and whoever is recognised elsewhere; right is a person in their own track."""
+    """See `Sight.identity_f1`."""
     extra: int
     """Tracks of strangers, longer than a few frames."""
 
@@ -107,26 +96,6 @@ class PeopleKept:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class _Sight:
-    """A video's faces as the people see them."""
-
-    seen: SeenFaces
-    likeness: list[np.ndarray]
-    """Of every frame (F, N): cosine of each face to the middle of each person's pool."""
-    matched: list[list[int | None]]
-    """Of every frame: the face of each person."""
-    tracks: list[dict[int, int]]
-    """Frame → face, for every place."""
-    counted: range
-    people: int
-
-    def along(self, track: Mapping[int, int]) -> np.ndarray:
-        """Likeness of a track's counted faces, (M, N)."""
-        rows = [self.likeness[t][face] for t, face in track.items() if t in self.counted]
-        return np.array(rows).reshape(len(rows), self.people)
-
-
 def judge_people(
     seen: SeenFaces,
     pools: Mapping[str, Tensor],
@@ -147,25 +116,19 @@ def judge_people(
     Raises:
         ValueError: there is no pool, one is empty, or two are of one person.
     """
-    mean_ND = torch.stack(_means(pools))
-    middle_ND = normalize(mean_ND, dim=1)
-    _refuse_one_person_twice(list(pools), middle_ND, same)
-    likeness = [(faces_FD @ middle_ND.T).numpy() for faces_FD in seen.embeddings]
-    matched = [match(likeness_FN.T, missing=same) for likeness_FN in likeness]
-    sight = _Sight(
-        seen, likeness, matched, follow_places(seen, same=same), range(given, len(likeness)), len(pools)
-    )
-    own = _own_tracks(sight)
+    _refuse_empty(pools)
+    _refuse_one_person_twice(list(pools), middles(list(pools.values())), same)
+    sight = look(seen, list(pools.values()), given=given, same=same)
     people = []
-    for n, (name, track) in enumerate(zip(pools, own, strict=True)):
-        apart_M = _apart(sight, track, n)
+    for n, (name, track) in enumerate(zip(pools, sight.own, strict=True)):
+        apart_M = sight.apart(track, n)
         along_MN = sight.along(track)
         neither_M = (
             (along_MN[:, n] >= STRANGER) & (along_MN[:, n] - apart_M >= STRANGER) & (abs(apart_M) < BLENDED)
         )
         sims = [
-            followed_sim(seen, faces, mean_ND[n], recognizer, given=given)
-            for faces in (track, _first_track(sight, n))
+            followed_sim(seen, faces, pools[name].float().mean(dim=0), recognizer, given=given)
+            for faces in (track, sight.first_tracks[n])
         ]
         people.append(
             PersonKept(
@@ -173,23 +136,29 @@ def judge_people(
                 sims[0],
                 anchored=sims[1].all,
                 margin=float(apart_M.mean()) if len(apart_M) and len(pools) > 1 else float("nan"),
-                cloned=_cloned(sight, n, same),
+                cloned=sight.cloned(n),
                 blended=float(neither_M.mean()) if len(neither_M) else 0.0,
                 faces=track,
             )
         )
-    swaps, swapped = _swaps(sight, list(pools))
-    extra = sum(len(track) > MAJORITY and track not in own for track in sight.tracks)
-    return PeopleKept(tuple(people), swaps, swapped, _identity_f1(sight, own, same), extra)
+    changes, swapped = sight.changes()
+    names = list(pools)
+    swaps = tuple(
+        sorted(
+            (Swap(frame, names[before], names[after]) for frame, before, after in changes),
+            key=lambda swap: (swap.frame, swap.before),
+        )
+    )
+    extra = sum(len(track) > MAJORITY and track not in sight.own for track in sight.tracks)
+    return PeopleKept(tuple(people), swaps, swapped, sight.identity_f1(), extra)
 
 
-def _means(pools: Mapping[str, Tensor]) -> list[Tensor]:
+def _refuse_empty(pools: Mapping[str, Tensor]) -> None:
     if not pools:
         raise ValueError("There is nobody to look for: give the people's pools.")
     for name, pool_PD in pools.items():
         if not len(pool_PD):
             raise ValueError(f"The pool of {name} holds no face: build it from a clip that shows one.")
-    return [pool_PD.float().mean(dim=0) for pool_PD in pools.values()]
 
 
 def _refuse_one_person_twice(names: list[str], middle_ND: Tensor, same: float) -> None:
@@ -200,73 +169,3 @@ def _refuse_one_person_twice(names: list[str], middle_ND: Tensor, same: float) -
             f"The pools of {names[a]} and {names[b]} show one person (cosine {alike_NN[a, b]:.2f}): "
             "merge them, or give other people's."
         )
-
-
-def _own_tracks(sight: _Sight) -> list[dict[int, int]]:
-    """The track of each person; empty for who is missing."""
-    worth_NK = np.zeros((sight.people, len(sight.tracks)))
-    for k, track in enumerate(sight.tracks):
-        worth_NK[:, k] = (sight.along(track) - STRANGER).sum(axis=0)
-    return [{} if k is None else sight.tracks[k] for k in match(worth_NK, missing=0.0)]
-
-
-def _first_track(sight: _Sight, n: int) -> dict[int, int]:
-    """The track at which the person is first recognised."""
-    for t, faces in enumerate(sight.matched):
-        for track in sight.tracks:
-            if faces[n] is not None and track.get(t) == faces[n]:
-                return track
-    return {}
-
-
-def _apart(sight: _Sight, track: Mapping[int, int], n: int) -> np.ndarray:
-    """How much more like person n than like the next each face of the track is, (M,)."""
-    along_MN = sight.along(track)
-    if sight.people < 2:
-        return np.ones(len(along_MN))
-    return along_MN[:, n] - np.delete(along_MN, n, axis=1).max(axis=1)
-
-
-def _cloned(sight: _Sight, n: int, same: float) -> float:
-    def doubled(t: int) -> bool:
-        spare = [face for face in range(len(sight.likeness[t])) if face not in sight.matched[t]]
-        return any(sight.likeness[t][f].argmax() == n and sight.likeness[t][f, n] >= same for f in spare)
-
-    return sum(map(doubled, sight.counted)) / max(1, len(sight.counted))
-
-
-def _swaps(sight: _Sight, names: list[str]) -> tuple[tuple[Swap, ...], float]:
-    """Where a place's person changes for another, and the share of faces after such a change."""
-    swaps, known, elsewhere = [], 0, 0
-    for track in sight.tracks:
-        times = [t for t, face in track.items() if face in sight.matched[t]]
-        who = _majority([sight.matched[t].index(track[t]) for t in times])
-        swaps += [
-            Swap(t, names[before], names[after])
-            for t, before, after in zip(times[1:], who, who[1:], strict=False)
-            if before != after
-        ]
-        known += len(who)
-        elsewhere += sum(n != who[0] for n in who)
-    return tuple(sorted(swaps, key=lambda swap: (swap.frame, swap.before))), elsewhere / max(1, known)
-
-
-def _majority(labels: list[int]) -> list[int]:
-    """Each label as most of the MAJORITY around it have it, itself in a tie."""
-    half, smoothed = MAJORITY // 2, []
-    for at, label in enumerate(labels):
-        around = Counter(labels[max(0, at - half) : at + half + 1])
-        smoothed.append(max(around, key=lambda n: (around[n], n == label)))
-    return smoothed
-
-
-def _identity_f1(sight: _Sight, own: list[dict[int, int]], same: float) -> float:
-    right, shown = 0, {(t, face) for track in own for t, face in track.items() if t in sight.counted}
-    for t in sight.counted:
-        right += sum(
-            face is not None and track.get(t) == face
-            for track, face in zip(own, sight.matched[t], strict=True)
-        )
-        shown |= {(t, face) for face, one_N in enumerate(sight.likeness[t]) if one_N.max() >= same}
-    due = len(own) * len(sight.counted)
-    return 2 * right / (due + len(shown)) if due else float("nan")

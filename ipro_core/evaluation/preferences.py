@@ -78,11 +78,7 @@ class StudyResults:
 
 def study_results(study: Study, *, seed: int = 0) -> StudyResults:
     """Count the votes, without those of voters who fail the controls."""
-    trials = {trial.id: trial for trial in study.plan.trials}
-    votes: dict[str, list[Vote]] = {}
-    for vote in study.ballots.votes():
-        if vote.trial in trials:
-            votes.setdefault(vote.voter, []).append(vote)
+    trials, votes = votes_by_voter(study)
     left_out = {voter: reason for voter, cast in votes.items() if (reason := failed_controls(cast, trials))}
     counted = {voter: cast for voter, cast in votes.items() if voter not in left_out}
     pairs = {
@@ -118,7 +114,7 @@ def failed_controls(votes: Sequence[Vote], trials: dict[str, Trial]) -> str:
         trial = trials[vote.trial]
         if trial.kind == "spoilt":
             spoilt += 1
-            wrong_spoilt += sum(_for_first(vote, trial, name) - 0.5 for name in vote.answers) <= 0
+            wrong_spoilt += sum(for_first(vote, trial, name) - 0.5 for name in vote.answers) <= 0
         elif trial.kind == "same":
             same += 1
             preferred = sum(side != "none" for side in vote.answers.values())
@@ -129,6 +125,16 @@ def failed_controls(votes: Sequence[Vote], trials: dict[str, Trial]) -> str:
     if 2 * wrong_same > same:
         reasons.append(f"preferred one of two identical videos in {wrong_same} of {same}")
     return " and ".join(reasons)
+
+
+def votes_by_voter(study: Study) -> tuple[dict[str, Trial], dict[str, list[Vote]]]:
+    """The study's trials by id, and every voter's votes on them."""
+    trials = {trial.id: trial for trial in study.plan.trials}
+    votes: dict[str, list[Vote]] = {}
+    for vote in study.ballots.votes():
+        if vote.trial in trials:
+            votes.setdefault(vote.voter, []).append(vote)
+    return trials, votes
 
 
 def bradley_terry(wins_MM: np.ndarray, *, ties: float = 0.0) -> np.ndarray:
@@ -162,7 +168,7 @@ def bradley_terry(wins_MM: np.ndarray, *, ties: float = 0.0) -> np.ndarray:
     return np.where(here_M, strength_M, np.nan)
 
 
-def _for_first(vote: Vote, trial: Trial, question: str) -> float:
+def for_first(vote: Vote, trial: Trial, question: str) -> float:
     """1 for the trial's first video, 0 for its second, ½ for neither."""
     side = vote.answers[question]
     if side == "none":
@@ -190,7 +196,7 @@ def _question(
         firsts = []
         for vote in of_pair:
             trial = trials[vote.trial]
-            first = _for_first(vote, trial, name)
+            first = for_first(vote, trial, name)
             first = first if trial.methods[0] == methods[i] else 1 - first
             firsts.append(first)
             place = voters[vote.voter], scenes[trial.scene]

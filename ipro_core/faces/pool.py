@@ -1,15 +1,21 @@
 """Face pools: every face of a real clip as an embedding, the references of FSM (Section 4.2)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from ..types import Face
 from ..types import FacePool as FacePool
+from .clip_face import ClipFace
 from .detector import Detector
+from .people import clip_people
 from .recognizer import Recognizer
-from .tracks import Choose, follow_person, see_faces
+from .tracks import Choose, SeenFaces, follow_person, see_faces
+
+PERSON_SHARE = 0.2
+"""Share of a clip's frames from which somebody beside the subject is one of its people."""
 
 
 class NoFace(ValueError):
@@ -38,7 +44,7 @@ class PoolFigures:
 def build_pool(
     frames_TCHW: Tensor | Iterable[Tensor],
     detector: Detector,
-    recognizer: Recognizer,
+    recognizer: Recognizer | ClipFace,
     *,
     choose: Choose = "tracked",
     reference_D: Tensor | None = None,
@@ -58,36 +64,94 @@ def build_pool(
     Raises:
         NoFace: the clip shows no face, or none large enough.
     """
+    asked = {"choose": choose, "reference_D": reference_D, "min_face": min_face, "keep_first": keep_first}
+    return build_pools(frames_TCHW, detector, recognizer, most=1, source=source, **asked)[0]
+
+
+def build_pools(
+    frames_TCHW: Tensor | Iterable[Tensor],
+    detector: Detector,
+    recognizer: Recognizer | ClipFace,
+    *,
+    most: int = 0,
+    choose: Choose = "tracked",
+    reference_D: Tensor | None = None,
+    min_face: float = 24.0,
+    keep_first: bool = True,
+    source: str = "",
+) -> list[FacePool]:
+    """The pools of the people of a real clip: the subject's, then the others' by how large and how often they
+    are seen. Others whose pool would hold fewer faces than PERSON_SHARE of the frames are left out.
+
+    Args:
+        most: how many people; 0: everybody.
+        choose: "largest" takes each frame's largest face for one person.
+
+    The other arguments and the error are those of `build_pool`, whose person is the subject.
+    """
     seen = see_faces(frames_TCHW, detector, recognizer)
-    followed = follow_person(seen.detections, seen.embeddings, choose=choose, reference_D=reference_D)
+    if choose == "largest":
+        people = [follow_person(seen.detections, choose=choose)]
+    else:
+        people = clip_people(seen, reference_D=reference_D)
     clip, frames = source or "the clip", len(seen.detections)
-    if not followed:
+    if not people or not people[0]:
         raise NoFace(f"None of the {frames} frames of {clip} shows a face: choose a clip that shows one.")
-    boxes = {t: seen.detections[t][face].box_4 for t, face in sorted(followed.items()) if t or keep_first}
-    if not boxes:
-        raise NoFace(f"Only frame 0 of {clip} shows a face, and it is left out: keep it, or choose another.")
-    size_N = _face_px(torch.stack(list(boxes.values())))
-    kept = [t for t, size in zip(boxes, size_N.tolist(), strict=True) if size >= min_face]
-    if not kept:
+    subject, *others = (_pool(seen, person, min_face, keep_first, recognizer, source) for person in people)
+    if not len(subject.frames_P):
+        looked_at = [seen.detections[t][face] for t, face in people[0].items() if t or keep_first]
+        if not looked_at:
+            raise NoFace(
+                f"Only frame 0 of {clip} shows a face, and it is left out: keep it, or choose another."
+            )
         raise NoFace(
-            f"The faces of {clip} are too small for a pool, at most {size_N.max():.0f} px where "
-            f"{min_face:.0f} px are wanted: choose a closer clip, or lower the limit."
+            f"The faces of {clip} are too small for a pool, at most {max(map(_size, looked_at)):.0f} px "
+            f"where {min_face:.0f} px are wanted: choose a closer clip, or lower the limit."
         )
-    return FacePool(
-        torch.stack([seen.embeddings[t][followed[t]] for t in kept]),
-        torch.tensor(kept),
-        torch.tensor([t in followed for t in range(frames)]),
-        torch.stack([boxes[t] for t in kept]),
-        recognizer.name,
-        source,
+    if seen.encoded is not None:
+        most = 1  # to CLIP all faces are alike: others could not be followed
+    others = [pool for pool in others if len(pool.frames_P) >= PERSON_SHARE * frames]
+    return [subject, *others][: most or None]
+
+
+def _pool(
+    seen: SeenFaces,
+    person: Mapping[int, int],
+    min_face: float,
+    keep_first: bool,
+    recognizer: Recognizer | ClipFace,
+    source: str,
+) -> FacePool:
+    """Of the faces that are large enough, maybe of none."""
+    faces = {t: seen.detections[t][face] for t, face in sorted(person.items()) if t or keep_first}
+    kept = [t for t, face in faces.items() if _size(face) >= min_face]
+    pool = empty_pool(recognizer, len(seen.detections), source)
+    pool.seen_T[list(person)] = True
+    if not kept:
+        return pool
+    return replace(
+        pool,
+        embeddings_PD=torch.stack([seen.compared[t][person[t]] for t in kept]),
+        frames_P=torch.tensor(kept),
+        boxes_P4=torch.stack([faces[t].box_4 for t in kept]),
     )
 
 
-def empty_pool(recognizer: Recognizer, frames: int, source: str = "") -> FacePool:
+def _size(face: Face) -> float:
+    """Of a face's box the shorter side, in pixels."""
+    return (face.box_4[2:] - face.box_4[:2]).min().item()
+
+
+def empty_pool(recognizer: Recognizer | ClipFace, frames: int, source: str = "") -> FacePool:
     """The pool of a clip that shows no face."""
     none_P, unseen_T = torch.zeros(0, dtype=torch.int64), torch.zeros(frames, dtype=torch.bool)
     embeddings_PD = torch.zeros(0, recognizer.dim)
     return FacePool(embeddings_PD, none_P, unseen_T, torch.zeros(0, 4), recognizer.name, source)
+
+
+def in_first_frame(pool: FacePool) -> Tensor | None:
+    """The face of frame 0, the input image, (D,); None if the pool holds none."""
+    return pool.embeddings_PD[0] if len(pool.frames_P) and pool.frames_P[0] == 0 else None
 
 
 def merge_pools(pools: Sequence[FacePool]) -> FacePool:

@@ -1,16 +1,22 @@
 """One person through one video: which of the detected faces is theirs, and their embeddings (φ in Eq. 5)."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..types import Choose, Face, FacePool, FaceTrack, PersonFaces
+from ..types import SeenFaces as SeenFaces
 from .alignment import crop_corners, crop_faces
-from .detector import Detector
-from .recognizer import Recognizer
+
+if TYPE_CHECKING:
+    from .clip_face import ClipFace
+    from .detector import Detector
+    from .recognizer import Recognizer
 
 SAME_PERSON = 0.35
 """Cosine from which a face is the subject wherever it appears; other people stay below 0.34 (300 pairs)."""
@@ -20,25 +26,25 @@ OTHER_PERSON = 0.15
 """... unless its cosine says that someone else stands there now."""
 
 
-@dataclass(frozen=True, eq=False)
-class SeenFaces:
-    """Every face of a video: what is kept of frames that do not fit into memory."""
-
-    detections: list[list[Face]]
-    """Of every frame."""
-    embeddings: list[Tensor]
-    """Of the same faces, (F, D) a frame, unit length."""
+def follower_of(recognizer: Recognizer | ClipFace) -> Recognizer:
+    """Who tells people apart where this one's embeddings are compared."""
+    return getattr(recognizer, "follower", cast("Recognizer", recognizer))
 
 
 def see_faces(
-    frames: Tensor | Iterable[Tensor], detector: Detector, recognizer: Recognizer, *, threshold: float = 0.5
+    frames: Tensor | Iterable[Tensor],
+    detector: Detector,
+    recognizer: Recognizer | ClipFace,
+    *,
+    threshold: float = 0.5,
 ) -> SeenFaces:
     """Detect and embed every face, without gradients.
 
     Args:
         frames: (T, 3, H, W) in [0, 1], or such pieces of a video one after the other.
     """
-    seen = SeenFaces([], [])
+    follower = follower_of(recognizer)
+    seen = SeenFaces([], [], None if follower is recognizer else [])
     for piece_TCHW in [frames] if isinstance(frames, Tensor) else frames:
         detections = detector.detect(piece_TCHW, threshold)
         counts = [len(faces) for faces in detections]
@@ -46,7 +52,9 @@ def see_faces(
         points = [face.points_52 for faces in detections for face in faces]
         points_F52 = torch.stack(points) if points else torch.zeros(0, 5, 2)
         seen.detections.extend(detections)
-        seen.embeddings.extend(embed_faces(piece_TCHW, frames_F, points_F52, recognizer).split(counts))
+        for network, embeddings in ((follower, seen.embeddings), (recognizer, seen.encoded)):
+            if embeddings is not None:
+                embeddings.extend(embed_faces(piece_TCHW, frames_F, points_F52, network).split(counts))
     return seen
 
 
@@ -107,25 +115,30 @@ def follow_person(
     return chosen
 
 
-def follow_people(detections: Sequence[Sequence[Face]], embeddings: Sequence[Tensor]) -> list[dict[int, int]]:
-    """Everybody in a video, who is seen most first: each as `follow_person` follows one, among the faces that
-    are nobody's yet. A face that was found once is a person too."""
+def follow_people(
+    detections: Sequence[Sequence[Face]],
+    embeddings: Sequence[Tensor],
+    *,
+    reference_D: Tensor | None = None,
+) -> list[dict[int, int]]:
+    """Everybody in a video, the subject first: each as `follow_person` follows one, among the faces that are
+    nobody's yet. A face that was found once is a person too."""
     left = [list(range(len(faces))) for faces in detections]
-    people = []
+    people: list[dict[int, int]] = []
     while any(left):
         faces = [[found[f] for f in some] for found, some in zip(detections, left, strict=True)]
         features = [found[some] for found, some in zip(embeddings, left, strict=True)]
-        followed = {t: left[t][f] for t, f in follow_person(faces, features).items()}
-        for t, face in followed.items():
+        followed = follow_person(faces, features, reference_D=None if people else reference_D)
+        people.append({t: left[t][face] for t, face in sorted(followed.items())})
+        for t, face in people[-1].items():
             left[t].remove(face)
-        people.append(dict(sorted(followed.items())))
-    return sorted(people, key=len, reverse=True)
+    return people
 
 
 def find_person(
     frames_TCHW: Tensor,
     detector: Detector,
-    recognizer: Recognizer,
+    recognizer: Recognizer | ClipFace,
     *,
     choose: Choose = "tracked",
     reference_D: Tensor | None = None,
@@ -134,13 +147,18 @@ def find_person(
     """Detect every face and follow one person; see `track_person`. Without gradients."""
     if choose == "largest":
         return track_person(detector.detect(frames_TCHW, threshold), choose=choose)
-    seen = see_faces(frames_TCHW, detector, recognizer, threshold=threshold)
+    follower = follower_of(recognizer)
+    seen = see_faces(frames_TCHW, detector, follower, threshold=threshold)
+    if follower is not recognizer:
+        reference_D = None  # another network's: the largest face of the first frame is the subject
     reference_D = None if reference_D is None else reference_D.detach().cpu().float()
     return track_person(seen.detections, seen.embeddings, choose=choose, reference_D=reference_D)
 
 
 @torch.no_grad()
-def embed_faces(frames_TCHW: Tensor, frames_F: Tensor, points_F52: Tensor, recognizer: Recognizer) -> Tensor:
+def embed_faces(
+    frames_TCHW: Tensor, frames_F: Tensor, points_F52: Tensor, recognizer: Recognizer | ClipFace
+) -> Tensor:
     """The embeddings of faces given by their frame and points, (F, D) on the CPU, without gradients."""
     if not len(frames_F):
         return torch.zeros(0, recognizer.dim)
@@ -155,7 +173,7 @@ def embed_faces(frames_TCHW: Tensor, frames_F: Tensor, points_F52: Tensor, recog
 def person_faces(
     frames_TCHW: Tensor,
     detector: Detector,
-    recognizer: Recognizer,
+    recognizer: Recognizer | ClipFace,
     *,
     pool: FacePool | None = None,
     reference_D: Tensor | None = None,
@@ -179,14 +197,29 @@ def person_faces(
     """
     if track is None:
         track = find_person(frames_TCHW, detector, recognizer, choose=choose, reference_D=reference_D)
-    seen_T = track.seen_T.to(frames_TCHW.device)
-    if track.seen_T.any():
-        crops = crop_faces(frames_TCHW, track.points_T52, recognizer.size, jitter=jitter, generator=generator)
-        embeddings_TD = recognizer.embed(crops)
-    else:
-        # The zero stays tied to the frames, so that a reward without any face can still be differentiated.
-        embeddings_TD = (0 * frames_TCHW[:, 0, 0, :1]).float().expand(-1, recognizer.dim)
-    return PersonFaces(embeddings_TD, seen_T, pool, reference_D)
+    (embeddings_TD,) = embed_tracks(frames_TCHW, [track], recognizer, jitter=jitter, generator=generator)
+    return PersonFaces(embeddings_TD, track.seen_T.to(frames_TCHW.device), pool, reference_D)
+
+
+def embed_tracks(
+    frames_TCHW: Tensor,
+    tracks: Sequence[FaceTrack],
+    recognizer: Recognizer | ClipFace,
+    *,
+    jitter: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> list[Tensor]:
+    """The embeddings (T, D) along every track, differentiable in the pixels; all faces pass the recogniser
+    together. See `person_faces`."""
+    crops = [
+        crop_faces(frames_TCHW, track.points_T52, recognizer.size, jitter=jitter, generator=generator)
+        for track in tracks
+        if track.seen_T.any()
+    ]
+    embedded = iter(recognizer.embed(torch.cat(crops)).split(len(frames_TCHW)) if crops else ())
+    # The zero stays tied to the frames, so that a reward without any face can still be differentiated.
+    none_TD = (0 * frames_TCHW[:, 0, 0, :1]).float().expand(-1, recognizer.dim)
+    return [next(embedded) if track.seen_T.any() else none_TD for track in tracks]
 
 
 def face_box(

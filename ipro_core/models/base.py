@@ -1,13 +1,16 @@
 """What sampling and training know of a video model: small protocols."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeVar
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
+from torch.nn import Linear, Parameter
 
-from .lora import AdaptedModel
+if TYPE_CHECKING:
+    from .lora_keys import LowRank
 
 
 class VideoModel(Protocol):
@@ -27,6 +30,21 @@ class VideoModel(Protocol):
     def adapter_parameters(self) -> Mapping[str, Parameter]:
         """The tensors that are trained, and no others, by name."""
         ...
+
+
+class AdaptedModel(Protocol):
+    """What a model must offer to have its adapter exported and imported."""
+
+    linears: dict[str, Linear]
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def base_sha256(self) -> str: ...
+    def adapter(self) -> "dict[str, LowRank]": ...
+    def place_adapter(self, layers: "Mapping[str, LowRank]", *, frozen: bool = False) -> None: ...
+    def frozen_shapes(self) -> Mapping[str, tuple[int, ...]]: ...
+    def change_frozen(self, differences: Mapping[str, Tensor]) -> None: ...
 
 
 class AdaptedVideoModel(VideoModel, AdaptedModel, Protocol):
@@ -51,6 +69,13 @@ class VideoCodec(Protocol):
     def pullback(self, latents_BCTHW: Tensor, gradient_BTCHW: Tensor) -> Tensor:
         """The vector-Jacobian product of `decode`: d/d latents of ⟨gradient, decode(latents)⟩."""
         ...
+
+
+def recalling(model: VideoModel) -> Callable[[int], AbstractContextManager[None]]:
+    """Contexts for the passes of one update, by their numbers: within, v_θ's first run, without a gradient,
+    may leave what spares the second one work. Both see the same x; a model may do without."""
+    own = getattr(model, "recalling", None)
+    return own() if own is not None else lambda number: nullcontext()
 
 
 PASSES = ("velocity", "frozen_velocity", "velocities")

@@ -8,37 +8,33 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save
 from torch import Tensor
-from torch.nn import Linear
 
 from ..files import write_atomically
+from .base import AdaptedModel
 from .containers import open_container
 from .lora_keys import LoraContent, LowRank, read_content
 
 SETTINGS = "ipro.settings"
 """Under this name the metadata holds the run's settings, as JSON."""
+RANGE = "ipro.range"
+"""And under this one `TunedRange`, of an adapter that is on in a part of its network's steps alone."""
 
 _ADVICE = "give a LoRA as .safetensors, as `ipro export` and ComfyUI write it"
 _log = logging.getLogger("ipro")
 
 
-class AdaptedModel(Protocol):
-    """What a model must offer to have its adapter exported and imported."""
+class TunedRange(NamedTuple):
+    """Steps first, first + 1, … end − 1 of so many, of the schedule with this shift."""
 
-    linears: dict[str, Linear]
-
-    @property
-    def path(self) -> Path: ...
-    @property
-    def base_sha256(self) -> str: ...
-    def adapter(self) -> dict[str, LowRank]: ...
-    def place_adapter(self, layers: Mapping[str, LowRank], *, frozen: bool = False) -> None: ...
-    def frozen_shapes(self) -> Mapping[str, tuple[int, ...]]: ...
-    def change_frozen(self, differences: Mapping[str, Tensor]) -> None: ...
+    first: int
+    end: int
+    steps: int
+    shift: float
 
 
 def export_lora(model: AdaptedModel, path: Path | str, metadata: Mapping[str, str] | None = None) -> None:
@@ -124,6 +120,19 @@ def lora_settings(path: Path | str) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} has damaged settings ({error}): export the LoRA once more.") from None
     return settings
+
+
+def lora_range(path: Path | str) -> TunedRange | None:
+    """The steps that a LoRA was tuned to be on at; None: at all of its network's, as far as the file tells.
+
+    Raises:
+        ValueError: the file is missing or damaged.
+    """
+    noted = open_container(path, "LoRA", _ADVICE).metadata.get(RANGE)
+    try:
+        return TunedRange(**json.loads(noted)) if noted else None
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} has a damaged range ({error}): export the LoRA once more.") from None
 
 
 def _refuse_unfit(path: Path | str, base: str, content: LoraContent, frozen: bool) -> list[str]:

@@ -1,6 +1,7 @@
 """What a plan counts with: a network's sizes, off its header, and how often an update goes through it."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from math import prod
 
 from .vae import GROUP
@@ -62,6 +63,10 @@ class Shape:
         """q kᵀ and · v, two operations each."""
         return self.layers * 4 * tokens * (tokens + self.text_tokens) * self.dim
 
+    def recalled_flops(self, tokens: int) -> float:
+        """What a pass is spared that finds its self-attention's results: it, and q, k and v."""
+        return self.layers * tokens * self.dim * (4 * tokens + 6 * self.dim)
+
 
 @dataclass(frozen=True)
 class Passes:
@@ -76,8 +81,8 @@ class Passes:
     anchored: bool
     twice: bool
     """Whether a block may be pulled for two cotangents."""
-    decodes: bool = True
-    """Whether the video is decoded; a frozen expert's latents are not."""
+    decodes: float = 1
+    """How often a video is decoded; a frozen expert's latents never are."""
 
     @classmethod
     def of(
@@ -87,23 +92,46 @@ class Passes:
         reference_steps: float,
         kl_detached: bool,
         kept: int = 1,
+        later: int = 0,
     ) -> "Passes":
-        """Of `reward_gradient`: N + K - M + R forward, K again, K backward; a detached anchor pulls a second
-        cotangent wherever there is a step before.
+        """Of `reward_gradient`: N + K + L - M + R forward, K + L again, as many backward; a detached anchor
+        pulls a second cotangent wherever there is a step before.
 
         Args:
             reference_steps: R, the mean number of steps that are compared with the frozen model.
             kept: M.
+            later: L, the steps after the K.
         """
-        kept = min(kept, grad_steps)
+        walked = grad_steps + later
+        kept = min(kept, walked)
         twice = reference_steps * (1 - 1 / grad_steps) if kl_detached else 0
-        forward = steps + grad_steps - kept + reference_steps
-        return cls(forward, grad_steps, grad_steps + twice, kept, reference_steps > 0, twice > 0)
+        forward = steps + walked - kept + reference_steps
+        return cls(forward, walked, walked + twice, kept, reference_steps > 0, twice > 0)
+
+    @classmethod
+    def mean(cls, ways: Sequence["Passes"]) -> "Passes":
+        """Of ways that are equally likely: the time of all, the memory of the largest."""
+        sums = {name: sum(getattr(way, name) for way in ways) for name in ("forward", "again", "backward")}
+        return replace(
+            max(ways, key=lambda way: (way.kept, way.twice, way.anchored)),
+            **{name: total / len(ways) for name, total in sums.items()},
+        )
+
+    def times(self, count: int, after: int) -> "Passes":
+        """So often, on one video that so many passes sampled."""
+        forward, again, backward = (count * passes for passes in (self.forward, self.again, self.backward))
+        more = {"forward": forward + after, "again": again, "backward": backward}
+        return replace(self, **more, decodes=count * self.decodes)
+
+    @property
+    def rerun(self) -> int:
+        """Passes of the rollout that are run again for their gradient."""
+        return round(self.again) - self.kept
 
     @classmethod
     def sampling(cls, steps: int, decodes: bool = True) -> "Passes":
         """Without a gradient."""
-        return cls(steps, 0, 0, 0, False, False, decodes)
+        return cls(steps, 0, 0, 0, False, False, float(decodes))
 
 
 def is_5b(shape: Shape) -> bool:

@@ -28,6 +28,17 @@ class Reward(Protocol):
     def __call__(self, video: GeneratedVideo) -> RewardScore: ...
 
 
+def has_gradient(reward: Reward) -> bool:
+    """Whether what it says can be differentiated, as IPRO has to; `differentiable = False` on those that
+    cannot."""
+    return getattr(reward, "differentiable", True)
+
+
+def asks_for_everybody(reward: Reward) -> bool:
+    """Whether it looks at all faces, `GeneratedVideo.seen`; `everybody = True` on those that do."""
+    return getattr(reward, "everybody", False)
+
+
 def average_frames(s_T: Tensor, seen_T: Tensor | None, missing: Missing) -> tuple[Tensor, Tensor]:
     """The mean similarity of a video's frames (Eq. 6), where some frames may show no face.
 
@@ -60,10 +71,15 @@ def average_people(
             "The video has nobody to score: give the face pool or reference of at least one person."
         )
     scores = [score(person) for person in video.people]
+    each = tuple(
+        RewardScore(value.detach(), per_frame_T.detach(), person.seen_T)
+        for (value, per_frame_T), person in zip(scores, video.people, strict=True)
+    )
     return RewardScore(
         value=torch.stack([value for value, _ in scores]).mean(),
-        per_frame_T=torch.stack([per_frame_T for _, per_frame_T in scores]).mean(dim=0),
+        per_frame_T=torch.stack([per_frame_T for _, per_frame_T in scores]).nanmean(dim=0),
         seen_T=torch.stack([person.seen_T for person in video.people]).all(dim=0),
+        people=each if len(each) > 1 else (),
     )
 
 

@@ -1,13 +1,13 @@
 """Several rewards as one, and any reward as config.json keeps it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
 
 from ..types import GeneratedVideo, RewardScore
-from .base import Reward, reward_catalogue
+from .base import Reward, asks_for_everybody, has_gradient, reward_catalogue
 
 NAME = "weighted-sum"
 
@@ -27,15 +27,32 @@ class WeightedSum:
         if not any(part.weight for part in self.parts):
             raise ValueError("A sum of rewards wants at least one whose weight is not 0.")
 
+    @property
+    def differentiable(self) -> bool:
+        return all(has_gradient(part.reward) for part in self.parts if part.weight)
+
+    @property
+    def everybody(self) -> bool:
+        return any(asks_for_everybody(part.reward) for part in self.parts if part.weight)
+
     def __call__(self, video: GeneratedVideo) -> RewardScore:
-        scores = [(part.weight, part.reward(video)) for part in self.parts if part.weight]
-        # A frame of which one reward says nothing (NaN) is told by the others.
-        per_frame_ST = torch.stack([weight * score.per_frame_T for weight, score in scores])
-        return RewardScore(
-            value=torch.stack([weight * score.value for weight, score in scores]).sum(),
-            per_frame_T=per_frame_ST.nansum(dim=0),
-            seen_T=torch.stack([score.seen_T for _, score in scores]).all(dim=0),
-        )
+        weights = [part.weight for part in self.parts if part.weight]
+        return _summed(weights, [part.reward(video) for part in self.parts if part.weight])
+
+
+def _summed(weights: Sequence[float], scores: Sequence[RewardScore]) -> RewardScore:
+    weighted = list(zip(weights, scores, strict=True))
+    # A frame of which one reward says nothing (NaN) is told by the others.
+    per_frame_ST = torch.stack([weight * score.per_frame_T for weight, score in weighted])
+    return RewardScore(
+        value=torch.stack([weight * score.value for weight, score in weighted]).sum(),
+        per_frame_T=per_frame_ST.nansum(dim=0),
+        seen_T=torch.stack([score.seen_T for score in scores]).all(dim=0),
+        # Nobody, where a reward knows no people.
+        people=tuple(
+            _summed(weights, each) for each in zip(*(score.people for score in scores), strict=False)
+        ),
+    )
 
 
 def reward_config(reward: Any) -> dict[str, Any]:

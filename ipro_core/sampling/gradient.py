@@ -8,13 +8,16 @@ a_N = dL/dx_N; then the K steps are walked backwards, one step's graph alive at 
     dL/dθ  += (∂v/∂θ)ᵀ dt_i a_{i+1}
     a_i     = a_{i+1} + (∂v/∂x_i)ᵀ dt_i a_{i+1}
 
-It equals plain autograd to rounding, and its memory does not grow with K. Passes of the network per call, N
-steps, R of them compared with the frozen model, M passes of the rollout kept for the gradient (1, or as many
-as memory has room for): N + K - M + R forward and K backward. "detached" adds up to R backward, which cost a
-model that offers `velocities` no second run of its blocks.
+The K steps are the last ones, or lie earlier: those after them then carry a_i alone, with nothing for θ. It
+equals plain autograd to rounding, and its memory does not grow with K. Passes of the network per call, N
+steps, L of them after the K, R of the K compared with the frozen model, M passes of the rollout kept for the
+gradient (1, or as many as memory has room for): N + K + L - M + R forward and K + L backward. "detached" adds
+up to R backward, which cost a model that offers `velocities` no second run of its blocks; of the K + L - M
+passes that are run twice, a model that offers `recalling` may spare itself a part.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -22,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.base import VideoCodec, VideoModel, pull
+from ..models.base import VideoCodec, VideoModel, pull, recalling
 from ..types import AnchorWeighting, KLThrough, RewardScore, Rollout
 from .anchor import kl_anchor
 from .flow import euler_step
@@ -56,6 +59,7 @@ def reward_gradient(
     sigmas: Tensor,
     *,
     grad_steps: int = 4,
+    first_grad_step: int | None = None,
     reward_weight: float = 0.1,
     kl_weight: float = 1.0,
     kl_weighting: AnchorWeighting = "sigma",
@@ -75,14 +79,15 @@ def reward_gradient(
         score: called once for every sample, with its decoded frames.
         x: latents (B, C, T, H, W) at sigmas[0]: noise, or where a frozen high-noise expert left off.
         condition: what the model wants, of x's batch size.
-        grad_steps: K, counted from the end; the steps before it get no gradient (Eq. 4).
+        grad_steps: K; all other steps get no gradient (Eq. 4).
+        first_grad_step: the first of the K; None: they are the last (Table 5's "low noise").
         kl_through: the anchor's way through x_t. "detached": none, x_t counts as given. "exact": through
             v_θ(x_t) and v_ref(x_t). "biased": through v_θ(x_t) only, as in the authors' code; 5 to 9 % off.
         anchored: which of the K steps, from 0, are compared with the frozen model; None: all. A random choice
             gives the anchor's gradient in expectation and saves the other steps' frozen passes.
-        kept_passes: M, of the K steps' passes in the rollout, counted from the end, how many keep their graph
-            instead of being run again for it. The last one's costs nothing but that it is there while the
-            video is decoded; each further one costs what a pass keeps.
+        kept_passes: M, of the rollout's passes that are walked backwards, counted from the end, how many keep
+            their graph instead of being run again for it. The last one's costs nothing but that it is there
+            while the video is decoded; each further one costs what a pass keeps.
         scale: for gradient accumulation: the share of this call in the whole batch.
 
     Returns:
@@ -91,26 +96,39 @@ def reward_gradient(
     """
     num_steps = len(sigmas) - 1
     if not 1 <= grad_steps <= num_steps:
-        raise ValueError(f"The last K of {num_steps} steps carry gradients; K = {grad_steps} does not fit.")
+        raise ValueError(f"Of {num_steps} steps 1 to {num_steps} may carry gradients, not {grad_steps}.")
+    first = num_steps - grad_steps if first_grad_step is None else first_grad_step
+    if not 0 <= first <= num_steps - grad_steps:
+        raise ValueError(
+            f"Of {num_steps} steps the {grad_steps} that carry gradients begin at 0 to "
+            f"{num_steps - grad_steps}, not at {first}."
+        )
     if kl_through not in ("detached", "exact", "biased"):
         raise ValueError(f'The KL term runs through x_t "detached", "exact" or "biased", not "{kl_through}".')
-    levels, first = sigmas.tolist(), num_steps - grad_steps
+    levels, end = sigmas.tolist(), first + grad_steps
     anchored = [first + k for k in sorted(range(grad_steps) if anchored is None else anchored)]
     way = kl_through if kl_weight else "biased"
 
     def run(i: int, x_t: Tensor) -> _Pass:
         # What lies before the first gradient step is cut off: its x_t is given.
-        return _run(model, x_t.detach().requires_grad_(i > first), levels[i], condition, way, i in anchored)
+        x_t = x_t.detach().requires_grad_(i > first)
+        with _adapter_held(model, i >= end):
+            return _run(model, x_t, levels[i], condition, way, i in anchored)
 
     x = x.to(torch.promote_types(x.dtype, torch.float32))
-    kept_from = num_steps - min(kept_passes, grad_steps)
-    states, kept = [x, *steps(model, x, condition, sigmas[: kept_from + 1])], []
-    for i in range(kept_from, num_steps):
-        kept.append(run(i, states[i]))
-        states.append(euler_step(states[i], kept[-1].v.detach(), levels[i], levels[i + 1]))
+    kept_from = num_steps - min(kept_passes, num_steps - first)
+    states, kept, twice = [x, *steps(model, x, condition, sigmas[: first + 1])], [], recalling(model)
+    for i in range(first, num_steps):
+        if i < kept_from:
+            with twice(i):
+                v = model.velocity(states[i], levels[i], condition)
+        else:
+            kept.append(run(i, states[i]))
+            v = kept[-1].v.detach()
+        states.append(euler_step(states[i], v, levels[i], levels[i + 1]))
 
     latents = states.pop()
-    carried, scores = _pull_reward(codec, score, latents)
+    carried, scores = pull_reward(codec, score, latents)
     carried = -reward_weight * scale * carried  # a_N
     drift: dict[int, Tensor] = {}
 
@@ -135,16 +153,36 @@ def reward_gradient(
         (reward_part + kl_part).backward()
         return carried + _gradient(step.x_t)
 
+    def run_again(i: int) -> _Pass:
+        with twice(i):
+            return run(i, states[i])
+
     for i in reversed(range(first, num_steps)):
-        # Made in the call, so that nobody else holds the graph.
-        carried = step_back(i, kept.pop() if kept else run(i, states[i]), carried)
+        with _adapter_held(model, i >= end):
+            # Made in the call, so that nobody else holds the graph.
+            carried = step_back(i, kept.pop() if kept else run_again(i), carried)
 
     levels_R = torch.tensor([levels[i] for i in anchored], dtype=sigmas.dtype)
     drift_R = torch.stack([drift[i] for i in anchored]) if anchored else levels_R
     return Rollout(latents, levels_R, drift_R), scores
 
 
-def _pull_reward(codec: VideoCodec, score: Score, latents_BCTHW: Tensor) -> tuple[Tensor, list[RewardScore]]:
+@contextmanager
+def _adapter_held(model: VideoModel, held: bool) -> Iterator[None]:
+    """Within, if held, the adapter is on and gets no gradient: forwards, and backwards, where blocks that are
+    run again ask once more who wants one."""
+    # Those that are not held already: one within another gives nothing free.
+    parameters = [p for p in model.adapter_parameters().values() if held and p.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
+def pull_reward(codec: VideoCodec, score: Score, latents_BCTHW: Tensor) -> tuple[Tensor, list[RewardScore]]:
     """d(mean reward)/d latents and the scores, one video in memory at a time."""
     pulled, scores = [], []
     for index, latents_CTHW in enumerate(latents_BCTHW):

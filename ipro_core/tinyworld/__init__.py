@@ -21,6 +21,7 @@ from ..studio import Network, Studio
 from ..types import Framing
 from .codec import LinearCodec
 from .scenes import embed_prompt
+from .scorer import TinyScorer
 
 WEIGHTS = Path(__file__).parent / "weights"
 FACE_PACK = WEIGHTS / "faces"
@@ -64,6 +65,7 @@ def open_tiny_world(
         judge=Network(lambda: sha256(JUDGE), lambda: load_recognizer(JUDGE, device)),
         cache=MemoryCache(),
         read_clips=_small_clips,
+        scorer=Network(lambda: sha256(SCORER), lambda: TinyScorer.load(SCORER, device)),
         device=device,
         min_face=0,
     )

@@ -2,7 +2,8 @@
 
 The consumer shows progress, stops it by closing it, or takes two steps and leaves; nothing is printed here.
 Every random number is a function of (seed, number of the draw), never of what was computed before, so that a
-resumed run needs only the adapter and the optimiser's moments to continue bit for bit.
+resumed run needs only the adapter and the optimiser's moments to continue bit for bit; and what an objective
+has sampled and goes on using, if it does (`Remembering`).
 """
 
 import hashlib
@@ -10,7 +11,7 @@ import math
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -43,6 +44,24 @@ class Objective(Protocol):
         Each part adds its share of the batch's mean gradient to the adapter's `.grad`, and yields its share
         of the batch's mean metrics: both add up over the parts.
         """
+        ...
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """An objective that takes several updates with what it has sampled once."""
+
+    @property
+    def updates_per_batch(self) -> int:
+        """So many updates get the same batch, the first of them to sample from."""
+        ...
+
+    def memory(self) -> Mapping[str, Tensor]:
+        """What the next update needs of those before it; empty if it samples anew."""
+        ...
+
+    def recall(self, memory: Mapping[str, Tensor]) -> None:
+        """Take up what `memory` told, whatever was in hand before."""
         ...
 
 
@@ -90,14 +109,22 @@ def train(
     average = {name: parameter.detach().clone() for name, parameter in adapter.items() if settings.averaging}
 
     scalars = {"seed": settings.seed, "learning_rate": settings.learning_rate}
+    remembering = objective if isinstance(objective, Remembering) else None
+    per_batch = 1
+    if remembering:
+        remembering.recall({})
+        per_batch = remembering.updates_per_batch
     done = saved = 0
     if run:
-        done = saved = _resume(run, adapter, average, optimizer, scalars)
+        done = saved = _resume(run, adapter, average, optimizer, scalars, remembering)
 
     def save() -> None:
         nonlocal saved
         if run and run.writable and saved < done:
-            run.save_state(State(done, _state_tensors(adapter, average, optimizer), scalars))
+            tensors = _state_tensors(adapter, average, optimizer)
+            if remembering:
+                tensors |= {f"memory/{name}": tensor for name, tensor in remembering.memory().items()}
+            run.save_state(State(done, tensors, scalars))
             saved = done
 
     whole = True  # adapter, moments and metrics.jsonl are of the same update
@@ -106,7 +133,7 @@ def train(
             started = time.perf_counter()
             optimizer.zero_grad(set_to_none=True)
             metrics: dict[str, float] = {}
-            for part in objective.gradients(draw_batch(samples, settings, done)):
+            for part in objective.gradients(draw_batch(samples, settings, done // per_batch)):
                 _refuse_not_finite(done + 1, part)
                 metrics |= {name: metrics.get(name, 0.0) + value for name, value in part.items()}
             norm = torch.nn.utils.clip_grad_norm_(adapter.values(), settings.clip_norm or math.inf).item()
@@ -147,9 +174,9 @@ def _memory(settings: LoopSettings, done: int) -> float:
     return min(settings.averaging, done / (done + 9))
 
 
-def draw_batch(samples: Sequence[Any], settings: LoopSettings, update: int) -> tuple[Draw, ...]:
-    """The batch of the update after `update` updates: samples in an order reshuffled at every pass."""
-    first = update * settings.batch_size
+def draw_batch(samples: Sequence[Any], settings: LoopSettings, batch: int) -> tuple[Draw, ...]:
+    """The batch of this number, from 0: samples in an order reshuffled at every pass."""
+    first = batch * settings.batch_size
     draws = []
     for number in range(first, first + settings.batch_size):
         cycle, place = divmod(number, len(samples))
@@ -188,6 +215,7 @@ def _resume(
     average: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
     scalars: Mapping[str, float],
+    remembering: Remembering | None = None,
 ) -> int:
     """Go back to the run's last state; returns the updates it has done."""
     state = latest_state(run.folder)
@@ -210,9 +238,11 @@ def _resume(
     moments: dict[int, dict[str, Tensor]] = {}
     for path, tensor in state.tensors.items():
         kind, _, name = path.partition("/")
-        if kind not in ("adapter", "average"):
+        if kind not in ("adapter", "average", "memory"):
             moments.setdefault(numbers[name], {})[kind] = tensor
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    if remembering:
+        remembering.recall(_group(state, "memory"))
     return state.step
 
 

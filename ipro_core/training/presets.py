@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from ..rewards.base import Reward, reward_catalogue
+from ..rewards.base import Reward, has_gradient, reward_catalogue
 from ..rewards.face_pool import FacePoolReward
 from ..rewards.weighted_sum import reward_config, reward_of
 from ..types import Framing
@@ -27,10 +27,19 @@ class Preset:
     framing: Framing = Framing()
     """Of Wan's videos; the embedded world has a size of its own."""
 
+    def __post_init__(self) -> None:
+        if self.method.needs_gradient and not has_gradient(self.reward):
+            name = reward_config(self.reward)["name"]
+            raise ValueError(
+                f"{self.method.title} follows the reward's gradient, and {name} has none: choose another "
+                "reward, or a method that wants none, such as GRPO."
+            )
+
     def changed(self, **settings: Any) -> "Preset":
         """With some knobs set anew, by their names alone; `reward` and `method` take names of the catalogues.
 
-        Another method keeps what all of them share: the schedule, and how faces are looked at.
+        Another method keeps what all of them share, the schedule and how faces are looked at, but for what it
+        has its own value of.
 
         Raises:
             ValueError: there is no such reward, method or knob.
@@ -49,7 +58,9 @@ class Preset:
                 raise ValueError(f"There is no method {name}: choose {', '.join(method_catalogue())}.")
             kind = method_catalogue()[name]
             if type(method) is not kind:
-                method = kind(**{f.name: getattr(method, f.name) for f in fields(SamplingSettings)})
+                own = kind.__dataclass_fields__
+                shared = [f.name for f in fields(SamplingSettings) if own[f.name].default == f.default]
+                method = kind(**{name: getattr(method, name) for name in shared})
 
         def of(part: Any) -> dict[str, Any]:
             return {f.name: settings.pop(f.name) for f in fields(part) if f.name in settings}
@@ -82,8 +93,18 @@ class Preset:
             raise ValueError(
                 f"The run is of a method {name}, which is not here: take the version that began it."
             )
-        method, reward = method_catalogue()[name](**config[name]), reward_of(config["reward"])
+        method, reward = method_catalogue()[name](**_renamed(config[name])), reward_of(config["reward"])
         return cls(loop, method, reward, config["rank"], Framing(**config.get("framing", {})))
+
+
+def _renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a run that was begun before estimators had names."""
+    settings = dict(settings)
+    if settings.pop("random_grad_steps", False):
+        settings["estimator"] = "alignprop"
+    if ends := settings.pop("low_variance", 0):
+        settings |= {"estimator": "draft-lv", "renoised_ends": ends}
+    return settings
 
 
 PAPER = Preset(

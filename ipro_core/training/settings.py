@@ -38,6 +38,10 @@ class SamplingSettings:
 
     wants: ClassVar[tuple[str, ...]] = ("faces",)
     """What is made of each clip beside its text and first frame, see `Studio.prepare`."""
+    samples: ClassVar[bool] = True
+    """Whether the model's own videos are learnt from; else nothing is made ahead by a high-noise expert."""
+    needs_gradient: ClassVar[bool] = False
+    """Whether the reward's gradient is followed, so that the reward must have one."""
     title: ClassVar[str] = ""
     """The method's name for people."""
     plain: ClassVar[tuple[str, ...]] = ()
@@ -61,6 +65,12 @@ class SamplingSettings:
         "tracked",
         "Whose face counts: 'tracked' the subject's, 'largest' each frame's largest, the authors' code.",
     )
+    people: int = knob(
+        1,
+        "People of each clip whose faces count, each against the own pool: 1 the subject; more at most so "
+        "many, the largest and most seen; 0 all of them.",
+        min=0,
+    )
     landmark_jitter: float = knob(
         0.0, "Noise on the five points, in pixels of the crop, so that no exact crop can be fitted.", min=0
     )
@@ -73,6 +83,17 @@ class SamplingSettings:
     microbatch: int = knob(
         1, "Videos of one shape that pass the network together: faster, more memory.", min=1
     )
+
+    def __post_init__(self) -> None:
+        if self.people != 1 and self.choose == "largest":
+            raise ValueError(
+                "Several people are told apart by following them, and 'largest' is one face a frame: choose "
+                "'tracked', or 1 for people."
+            )
+
+    def begins(self, switch: int) -> int:
+        """The first tuned step, where the tuned network takes over at step `switch`: that one."""
+        return switch
 
     def passes(self) -> "Passes":
         """How a video goes through the network, for the plan of memory and time."""
