@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from ipro_core.clips.luma import luma
 from ipro_core.clips.video import read_frames
 from ipro_core.evaluation import corruptions
-from ipro_core.evaluation.compare import SceneVideos
+from ipro_core.evaluation.compare import SceneVideos, compare_videos
 from ipro_core.evaluation.guards import GuardResults, Guards
 from ipro_core.evaluation.guards_page import guard_sections
 from ipro_core.evaluation.hacking import KINDS, ClipSigns, band_of, judge_signs
@@ -32,6 +32,7 @@ from ipro_core.evaluation.signs import (
     watch,
 )
 from ipro_core.faces.alignment import crop_faces, template
+from ipro_core.faces.detector import Detector
 from ipro_core.faces.packs import load_face_models
 from ipro_core.tinyworld import FACE_PACK
 from ipro_core.tinyworld.painting import render
@@ -331,6 +332,37 @@ def test_guards_measure_pairs_in_passing_and_write_their_part_of_the_report(worl
     page = guard_sections(results)
     assert "Suspicions" in page and "pasted face" in page and "DINO" in page
     assert guard_sections(GuardResults()) == ""
+
+
+class Counting(Detector):
+    """Counts the frames that it looks at."""
+
+    looked = 0
+
+    def detect(self, frames_TCHW, threshold=0.5, chunk=0):
+        self.looked += len(frames_TCHW)
+        return super().detect(frames_TCHW, threshold, chunk)
+
+
+def test_faces_are_found_once_in_every_video_with_guards_or_without(world, networks):
+    real = world[1][0][0].frames_TCHW
+    pairs = [
+        SceneVideos("one", "", seed, real[0], real, corruptions.still(real, None), real) for seed in (0, 1)
+    ]
+    told = []
+    for guarded in (False, True):
+        detector = Counting(networks[0].network, networks[0].name, networks[0].long_sides)
+        guards = Guards(8.0, faces=(detector, networks[1]))
+        seen = guards.watch(pairs) if guarded else pairs
+        told.append(compare_videos(seen, detector, networks[1]).figures())
+        # Base and tuned of two seeds and the scene's real clip; the input, by each who asks, for each seed.
+        assert detector.looked == 5 * FRAMES + 2 * (1 + guarded)
+    assert told[0] == told[1]
+    # What the codec made of the real clip is another video.
+    detector.looked = 0
+    guards = Guards(8.0, faces=(detector, networks[1]), decoded=lambda frames: frames * 0.9)
+    compare_videos(guards.watch(pairs[:1]), detector, networks[1])
+    assert detector.looked == 4 * FRAMES + 2
 
 
 @pytest.mark.shared

@@ -19,7 +19,7 @@ from ..evaluation.report import write_report
 from ..evaluation.study_sources import keep_videos
 from ..evaluation.verdict import Comparison
 from ..files import write_atomically
-from ..job import shareable, showing_faces
+from ..job import check_judge, shareable, showing_faces
 from ..runs import read_metrics
 from ..studio import Sampler, Studio
 from ..tinyworld.scenes import tiny_scenes
@@ -58,6 +58,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     config = judged_config(options)
     job = open_job(options, config, given_knobs(options, *SAMPLING))
     studio = job.studio
+    check_judge(studio)
     if job.is_wan and not options.clips:
         raise ValueError("Wan is judged on clips of people it was not tuned on: give them with --clips.")
     warn_of_known_clips(options.clips, config.get("clips", []))
@@ -142,9 +143,10 @@ def judge(
     steps = read_metrics(options.run)[-KL_UPDATES:] if options.run else []
     kl = sum(step.metrics["kl"] for step in steps) / len(steps) if steps else None
     other = studio.judge.open() if studio.judge else None
+    # The guards' own, because they pass on what they found with them.
+    faces = guards.faces if guards and guards.faces else studio.faces.open()
     with closing(watched()) as pairs:  # the bar goes before a refusal is told
-        seen = guards.watch(pairs) if guards else pairs
-        return compare_videos(seen, *studio.faces.open(), other, kl=kl)
+        return compare_videos(guards.watch(pairs) if guards else pairs, *faces, other, kl=kl)
 
 
 def write_reports(

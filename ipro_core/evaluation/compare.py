@@ -1,7 +1,7 @@
 """Base against tuned on people never trained on: same scene, seed and noise, so only the adapter differs."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -41,6 +41,8 @@ class SceneVideos:
     people: Mapping[str, Tensor] = field(default_factory=dict)
     """Name → faces (P, D) of the reward's recogniser, if several people are to be kept; then they are the
     references, and the one kept worst is the headline."""
+    seen: Mapping[str, SeenFaces] = field(default_factory=dict)
+    """By "base", "tuned" and "real": the faces, where somebody has found them with the same networks."""
 
     @property
     def videos(self) -> dict[str, Tensor]:
@@ -95,12 +97,12 @@ def compare_videos(
         ValueError: there is no scene, the judge is the reward's own, or a reference shows no face (its scene
             is named).
     """
-    if judge is not None and judge.name == recognizer.name:
-        raise ValueError(
-            f"The judge is the reward's own recogniser ({judge.name}), which sees what it was tuned for: "
-            "give another one, or none."
-        )
-    pairs = tuple(_measure(videos, detector, recognizer, judge, given, quality) for videos in scenes)
+    if judge is not None:
+        refuse_own_judge(recognizer.name, judge.name)
+    pairs = tuple(
+        _measure(videos, seen, detector, recognizer, judge, given, quality)
+        for videos, seen in _looked_at(scenes, detector, recognizer)
+    )
     names = [pair.scene for pair in pairs]
 
     def gain(measure: Callable[[VideoResult], float]) -> Gain:
@@ -121,6 +123,32 @@ def compare_videos(
     )
 
 
+def refuse_own_judge(recognizer: str, judge: str) -> None:
+    """Raise ValueError where both names are one."""
+    if judge == recognizer:
+        raise ValueError(
+            f"The judge is the reward's own recogniser ({judge}), which sees what it was tuned for: "
+            "give another one, or none."
+        )
+
+
+def _looked_at(
+    scenes: Iterable[SceneVideos], detector: Detector, recognizer: Recognizer
+) -> Iterator[tuple[SceneVideos, dict[str, SeenFaces]]]:
+    """Each pair with the faces of its videos, unless they were found on the way here; those of a real clip
+    once for all the seeds of its scene."""
+    last: tuple[str, SeenFaces] | None = None
+    for videos in scenes:
+        seen = dict(videos.seen)
+        if last and last[0] == videos.scene:
+            seen.setdefault("real", last[1])
+        for which, frames_TCHW in videos.videos.items():
+            if which not in seen:
+                seen[which] = see_faces(frames_TCHW, detector, recognizer)
+        last = (videos.scene, seen["real"]) if "real" in seen else None
+        yield videos, seen
+
+
 @dataclass(frozen=True, eq=False)
 class _Looked:
     """One video's faces: who was followed, and how like they are."""
@@ -134,6 +162,7 @@ class _Looked:
 
 def _measure(
     videos: SceneVideos,
+    seen: Mapping[str, SeenFaces],
     detector: Detector,
     recognizer: Recognizer,
     judge: Recognizer | None,
@@ -142,19 +171,16 @@ def _measure(
 ) -> PairResult:
     assert len(videos.base_TCHW) == len(videos.tuned_TCHW), "two videos of one length"
     frames = videos.videos
-    seen = {which: see_faces(taken, detector, recognizer) for which, taken in frames.items()}
     judge_D = None
     try:
         if videos.people:
             reference_D = normalize(torch.cat(list(videos.people.values())).mean(dim=0), dim=0)
-            looked = {which: _look_for_all(videos, one, recognizer, given) for which, one in seen.items()}
+            looked = {which: _look_for_all(videos, seen[which], recognizer, given) for which in frames}
         else:
             face = find_reference(videos.reference_CHW, detector)
             reference_D = embed_reference(videos.reference_CHW, face, recognizer)
             judge_D = embed_reference(videos.reference_CHW, face, judge) if judge else None
-            looked = {
-                which: _look_for_one(one, reference_D, recognizer, given) for which, one in seen.items()
-            }
+            looked = {which: _look_for_one(seen[which], reference_D, recognizer, given) for which in frames}
     except ValueError as error:
         raise ValueError(f"Scene {videos.scene}: {error}") from None
     shown = _strip_frames(min(map(len, frames.values())), looked["tuned"].facesim)

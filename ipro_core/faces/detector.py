@@ -2,7 +2,7 @@
 
 Keeps the numbers of InsightFace's `FaceAnalysis` and departs from it in what runs: whole batches, the frame's
 aspect (no square of padding), and 640 and 320 px; 320 only adds what 640 missed: its points are coarser. It
-is looked at where 640 found nothing, or where a glance at 160 px, a quarter of the work, hints at a face more.
+is looked at where 640 px find nothing, or a glance at 160 px, a fifth of the work, hints at a face more.
 """
 
 import torch

@@ -12,7 +12,7 @@ import torch
 
 from ..cache import MemoryCache
 from ..clips.scenes import Place, ShownScene, clip_scenes
-from ..faces.packs import face_model_names, load_face_models, load_recognizer
+from ..faces.packs import face_model_names, load_face_models, load_recognizer, recognizer_name
 from ..files import sha256
 from ..models.memory import Placement
 from ..models.wan import WanVideoModel, load_video_model
@@ -51,7 +51,7 @@ def open_tiny_world(faces: Path | str | None = None, device: torch.device | str 
         faces=Network(lambda: names, lambda: load_face_models(faces, device)),
         model=Network(lambda: sha256(VIDEO_MODEL), lambda: _video_model(device)),
         high_noise=None,
-        judge=Network(lambda: sha256(JUDGE), lambda: load_recognizer(JUDGE, device)),
+        judge=Network(lambda: recognizer_name(JUDGE), lambda: load_recognizer(JUDGE, device)),
         cache=MemoryCache(),
         read_clips=_small_clips,
         device=device,
