@@ -365,6 +365,25 @@ def test_faces_are_found_once_in_every_video_with_guards_or_without(world, netwo
     assert detector.looked == 4 * FRAMES + 2
 
 
+def test_what_was_measured_of_quality_on_the_way_is_guarded_and_what_quality_rests_on_is_said(
+    world, networks
+):
+    pairs = [
+        SceneVideos(f"scene {n}", "", 0, frames[0], frames, frames, measured=measured)
+        for n, (clip, _, _) in enumerate(world[1][:2])
+        for frames in [clip.frames_TCHW]
+        for measured in [
+            {"base": {"sc": 0.8, "aq": 0.5, "tf": 1.0}, "tuned": {"sc": 0.4, "aq": 0.6, "tf": 0.1}}
+        ]
+    ]
+    told = compare_videos(pairs, *networks)
+    held = {one.name: (one.verdict, one.change) for one in told.guards}
+    assert held["sc"] == ("lost", pytest.approx(0.5)) and held["aq"] == ("kept", pytest.approx(1.2))
+    assert "tf" not in held and told.figures()["quality_rests_on"] == "sharpness, sc, aq"
+    plain = compare_videos([replace(pair, measured={}) for pair in pairs], *networks)
+    assert plain.rests_on == "sharpness alone: none of VBench's measures was taken"
+
+
 @pytest.mark.shared
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared: real clips and networks")
 def test_on_a_real_face_every_damage_shows():

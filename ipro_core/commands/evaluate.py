@@ -190,6 +190,7 @@ def table(comparison: Comparison, report: Path) -> str:
     for one in comparison.guards:
         change = f"{one.unit} {one.change:+.3f}, least {one.margin:g}"
         lines.append(f"guard          {one.name}: {one.verdict} ({change})")
+    lines.append(f"quality        rests on {comparison.rests_on}")
     lines += _people_lines(comparison)
     lines.append(
         f"face found in  base {comparison.coverage('base'):.0%}   tuned {comparison.coverage('tuned'):.0%}   "

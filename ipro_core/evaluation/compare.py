@@ -43,6 +43,8 @@ class SceneVideos:
     references, and the one kept worst is the headline."""
     seen: Mapping[str, SeenFaces] = field(default_factory=dict)
     """By "base", "tuned" and "real": the faces, where somebody has found them with the same networks."""
+    measured: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """By the same: figures of quality, where somebody has measured them; what `MARGINS` names is guarded."""
 
     @property
     def videos(self) -> dict[str, Tensor]:
@@ -71,6 +73,9 @@ def detail(frames_TCHW: Tensor) -> float:
 
 
 SHARPNESS = Quality("sharpness", detail, margin=0.9)
+MARGINS = {"sc": 0.99, "bc": 0.99, "aq": 0.99, "iq": 0.99, "ms": 0.99, "dd_top5_rel": 0.8}
+"""The least tuned / base of VBench's figures, whose networks are a user's to bring. Temporal flickering is no
+guard: it rewards standing still."""
 
 
 def compare_videos(
@@ -91,7 +96,7 @@ def compare_videos(
         judge: a second, independent recogniser, on the same tracks; where people have pools it is not asked.
         given: frames at the beginning that are the input image and do not count.
         kl: of the tuned model to the frozen one, if known; passed through.
-        quality: what else must not be lost; each becomes a guard.
+        quality: what else must not be lost; each becomes a guard, as does what was measured on the way.
 
     Raises:
         ValueError: there is no scene, the judge is the reward's own, or a reference shows no face (its scene
@@ -119,8 +124,17 @@ def compare_videos(
         stranger_floor=stranger_floor([reference_D for reference_D, _ in references.values()]),
         kl=kl,
         judge_floor=stranger_floor(by_judge),
-        margins={one.name: one.margin for one in quality},
+        margins={one.name: one.margin for one in quality} | _margins(pairs),
     )
+
+
+def _margins(pairs: Sequence[PairResult]) -> dict[str, float]:
+    """Of the figures that were measured on some pair on the way."""
+    return {
+        name: margin
+        for name, margin in MARGINS.items()
+        if any(math.isfinite(pair.tuned.quality.get(name, math.nan)) for pair in pairs)
+    }
 
 
 def refuse_own_judge(recognizer: str, judge: str) -> None:
@@ -204,7 +218,8 @@ def _measure(
             motion=motion,
             turn=turn,
             strip_SCHW=thumbnails(taken[list(shown)], _window(looked, frames, which)),
-            quality={measure.name: measure.measure(taken) for measure in quality},
+            quality={measure.name: measure.measure(taken) for measure in quality}
+            | {name: value for name, value in videos.measured.get(which, {}).items() if name in MARGINS},
             people=one.people,
         )
 

@@ -92,7 +92,7 @@ class Guards:
         """The last scene's real clip and its quality: the seeds of a scene share it."""
 
     def watch(self, pairs: Iterable[SceneVideos]) -> Iterator[SceneVideos]:
-        """The same pairs; each is measured before it goes on, with the faces that were found."""
+        """The same pairs; each is measured before it goes on, with what was found."""
         for number, pair in enumerate(pairs):
             seen = self._measure(pair)
             if self._videos:
@@ -100,7 +100,7 @@ class Guards:
                     place = Path(self._videos.name) / which
                     place.mkdir(exist_ok=True)
                     write_video(place / f"{number:05d}.mp4", frames_TCHW, self.fps)
-            yield replace(pair, seen=seen)
+            yield replace(pair, seen=seen, measured=self._quality[-1].figures if self._quality else {})
 
     def results(self) -> GuardResults:
         """After the last pair; vbench runs now."""
