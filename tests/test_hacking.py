@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from ipro_core.clips.luma import luma
 from ipro_core.clips.video import read_frames
 from ipro_core.evaluation import corruptions
+from ipro_core.evaluation.bands import KINDS, band_of
 from ipro_core.evaluation.compare import SceneVideos, compare_videos
 from ipro_core.evaluation.guards import GuardResults, Guards
 from ipro_core.evaluation.guards_page import guard_sections
-from ipro_core.evaluation.hacking import KINDS, ClipSigns, band_of, judge_signs
+from ipro_core.evaluation.hacking import ClipSigns, judge_signs
 from ipro_core.evaluation.quality_measures import open_meter
 from ipro_core.evaluation.quality_settings import QualitySettings
 from ipro_core.evaluation.rates import Rate, corrected_rate
@@ -213,12 +214,11 @@ def test_real_clips_are_seldom_suspected(world):
     signs = [signs_of(clip) for clip in world[1]]
     band = band_of(signs)
     assert not band.reason and band.clips == REAL
-    # By construction at most 5 % of the clips of the band pass a limit: of 22, one.
-    assert all(rate.count <= 1 for rate in band.false_alarms.values())
-    # And as good as none does by the other half's limits, where 10 clips allow 10 % each.
+    # By construction 8 % of the clips of the band at most pass any limit: of 22, one.
+    assert band.any_false_alarm.count <= 1
+    # And few do by the other half's limits, where 11 clips allow one of twelve.
     half = band_of(signs[::2], false_alarms=0.1)
-    found = sum(len(half.suspicions(one)) for one in signs[1::2])
-    assert found <= 0.25 * len(KINDS) * len(signs[1::2])
+    assert sum(bool(half.suspicions(one)) for one in signs[1::2]) <= 3
 
 
 def drawn(generator, count, shift=0.0):
@@ -236,24 +236,36 @@ def drawn(generator, count, shift=0.0):
     return rows
 
 
-def test_each_kind_falls_on_as_many_further_real_clips_as_it_may():
+def test_all_kinds_together_fall_on_as_many_further_real_clips_as_they_may():
     generator = np.random.default_rng(0)
-    shares = {kind.name: [] for kind in KINDS}
+    suspected, shares = [], {kind.name: [] for kind in KINDS}
     for _ in range(120):
         band = band_of(drawn(generator, 39))
         for row in drawn(generator, 12):
             found = band.suspicions(row)
+            suspected.append(bool(found))
             for kind in KINDS:
                 shares[kind.name].append(kind.name in found)
-    # 39 clips: the 38th of 39 scores is passed with probability 1 − 38/40 = 5 %; 120 limits, 1440 clips.
-    assert np.mean(list(shares.values())) == pytest.approx(0.05, abs=0.01)
-    assert all(np.mean(share) == pytest.approx(0.05, abs=0.02) for share in shares.values())
+    # 39 clips: the 37th of 39 is passed with probability 1 − 37/40 = 7.5 %; 120 limits, 1440 clips.
+    assert np.mean(suspected) == pytest.approx(0.075, abs=0.02)
+    # No kind has it all: of equal tails each would have a tenth or so.
+    assert max(np.mean(share) for share in shares.values()) < 0.03
+
+
+def test_a_kind_without_a_number_is_no_suspicion_and_hides_none():
+    generator = np.random.default_rng(3)
+    rows = drawn(generator, 30)
+    for row in rows:
+        row["background"] = float("nan")  # heads fill the picture
+    band = band_of(rows)
+    (clip,) = drawn(generator, 1, shift=-8)
+    assert "pasted face" in band.suspicions(clip) and "still background" not in band.suspicions(clip)
 
 
 def test_few_real_clips_say_little_and_say_so():
     generator = np.random.default_rng(1)
-    few = band_of(drawn(generator, 12))
-    assert "at least 19 real clips are needed, and there are 12" in few.reason
+    few = band_of(drawn(generator, 11))
+    assert "for 8% false alarms at least 12 real clips are needed, and there are 11" in few.reason
     assert few.suspicions(drawn(generator, 1, shift=-50)[0]) == ()
     with pytest.raises(ValueError, match="3 of them say too little"):
         band_of(drawn(generator, 3))
