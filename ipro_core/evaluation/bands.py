@@ -18,7 +18,7 @@ from .signs import SIGNS, Sign
 FALSE_ALARMS = 0.08
 """The share of real clips that any suspicion may fall on."""
 LEAST_SPREAD = 0.25
-"""In the scores' standard deviations; where real clips' scores differ by less, they count as if by so much."""
+"""Standard deviations of signs; a kind whose scores of real clips differ by less counts as if by so much."""
 MOST = 6.0
 """Standard deviations; more are counted as this many, so that one broken sign does not rule a mean."""
 LEAST_CLIPS = 4
