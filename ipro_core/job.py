@@ -17,6 +17,7 @@ from torch import Tensor
 from .cache import name_of
 from .clips.person import PersonScene, person_scenes
 from .clips.scenes import PreferredScene, Scene
+from .evaluation.compare import refuse_own_judge
 from .models.lora import RANGE, SETTINGS, LowRank, TunedRange, write_lora
 from .runs import Run, latest_state, read_config, read_metrics
 from .sampling.flow import shifted_sigmas, switch_step
@@ -283,6 +284,12 @@ def check_run_fits(run: Path, studio: Studio) -> None:
                 f"The adapter in {run} is of another network: its {name}, {shape}, does not fit "
                 f"{studio.base}; leave out --model, or give the network it was tuned on."
             )
+
+
+def check_judge(studio: Studio) -> None:
+    """Raise ValueError, before anything is prepared, where the judge is the reward's own recogniser."""
+    if studio.judge is not None:
+        refuse_own_judge(studio.faces.identity().rpartition(", ")[2], studio.judge.identity())
 
 
 def save_adapter(run: Path, path: Path) -> int:

@@ -81,7 +81,7 @@ class Studio:
     high_noise: Network[VideoModel] | None
     """The frozen expert that samples the steps before `SamplingSettings.first_tuned_step`."""
     judge: Network[Recognizer] | None
-    """Measures, never rewards."""
+    """Measures, never rewards; its identity is its name."""
     cache: Cache
     read_clips: Callable[[Sequence[Place]], Sequence[Scene]]
     """Scenes from video files, folders of them and manifests, as the model sees them."""

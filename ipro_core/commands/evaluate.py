@@ -19,7 +19,7 @@ from ..evaluation.report import write_report
 from ..evaluation.study_sources import keep_videos
 from ..evaluation.verdict import Comparison
 from ..files import write_atomically
-from ..job import recent_kl, shareable, showing_faces
+from ..job import check_judge, recent_kl, shareable, showing_faces
 from ..runs import read_metrics
 from ..studio import Sampler, Studio
 from ..tinyworld.scenes import PROMPTS_HELD_OUT, tiny_scenes
@@ -59,6 +59,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     config = judged_config(options)
     job = open_job(options, config, given_knobs(options, *SAMPLING))
     studio = job.studio
+    check_judge(studio)
     if "pictures" in job.plan.method.wants:  # the same person, with other prompts where the world has them
         references = options.references or [Path(file) for file in config.get("clips", [])]
         person = options.person or config.get("person", PERSON)
@@ -148,9 +149,10 @@ def judge(
 
     kl = recent_kl(options.run) if options.run else None
     other = studio.judge.open() if studio.judge else None
+    # The guards' own, because they pass on what they found with them.
+    faces = guards.faces if guards and guards.faces else studio.faces.open()
     with closing(watched()) as pairs:  # the bar goes before a refusal is told
-        seen = guards.watch(pairs) if guards else pairs
-        return compare_videos(seen, *studio.faces.open(), other, kl=kl)
+        return compare_videos(guards.watch(pairs) if guards else pairs, *faces, other, kl=kl)
 
 
 def write_reports(
@@ -194,6 +196,7 @@ def table(comparison: Comparison, report: Path) -> str:
     for one in comparison.guards:
         change = f"{one.unit} {one.change:+.3f}, least {one.margin:g}"
         lines.append(f"guard          {one.name}: {one.verdict} ({change})")
+    lines.append(f"quality        rests on {comparison.rests_on}")
     lines += _people_lines(comparison)
     lines.append(
         f"face found in  base {comparison.coverage('base'):.0%}   tuned {comparison.coverage('tuned'):.0%}   "

@@ -162,12 +162,9 @@ def embed_faces(
     """The embeddings of faces given by their frame and points, (F, D) on the CPU, without gradients."""
     if not len(frames_F):
         return torch.zeros(0, recognizer.dim)
-    # Face by face, because picking frames by a list of numbers would copy every one of them.
-    crops = [
-        crop_faces(frames_TCHW[frame : frame + 1].detach(), points_52[None], recognizer.size)
-        for frame, points_52 in zip(frames_F.tolist(), points_F52, strict=True)
-    ]
-    return recognizer.embed(torch.cat(crops)).float().cpu()
+    # One by one, because picking frames by a list of numbers would copy every one of them.
+    frames = [frames_TCHW[frame].detach() for frame in frames_F.tolist()]
+    return recognizer.embed(crop_faces(frames, points_F52, recognizer.size)).float().cpu()
 
 
 def person_faces(

@@ -158,6 +158,6 @@ TABLES = (
             "hacking": {"base": "7 %", "no-kl": "58 %", "no-fsm": "52 %", "ipro": "10 %"},
         },
         "The paper asks Gemini 2.5 Pro; here a clip is suspect where its face is stiffer, more pasted or "
-        "more frontal than real clips are (5 % of real clips are suspect of each kind).",
+        "more frontal than real clips are (8 % of real clips at most are suspect of anything).",
     ),
 )
