@@ -101,7 +101,7 @@ def main() -> None:
     # The agreement is of equal work: one scale. The second one only adds what 640 px miss.
     for clip, frames_TCHW, some in zip(options.clips, clips, pictures, strict=True):
         print(clip.stem, json.dumps(agreement(see_faces(frames_TCHW, one_scale, recognizer), theirs(some))))
-    names = ("insightface, picture by picture", "ours, 640 px", "ours, 640 and 320 px")
+    names = ("insightface, picture by picture", "ours, 640 px", "ours, the default, 640 and 320 px")
     times, count = np.zeros((3, 2)), sum(map(len, clips))
     for frames_TCHW, some in zip(clips, pictures, strict=True):  # short turns meet more quiet moments
         ways = (
