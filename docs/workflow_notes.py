@@ -60,3 +60,16 @@ Clips of **other** people in input/other_people, each with a face in its first f
 what was tuned on measures memory. 32 clips with 3 seeds are a fair test.
 
 Choose your run and, in the loader, a second face pack as the judge."""
+PERSON = """## One person from a picture (PersonalVideo)
+
+Wan 2.1 text-to-video learns a person from pictures alone: put one into input/person.png (several: *Batch
+Images* before the dataset), a face pack into models/insightface/models/antelopev2, and HPSv2 as
+.safetensors into models/clip_vision. HPSv2 is published as a pickle: the loader's sentence says how to
+convert it. Without it choose CLIP with both towers, or semantic_weight 0.
+
+**Prompt List** gives fifty prompts, or asks your own language model for others. The likeness to the
+pictures is rewarded, the frames' order in fitting the prompt is kept (SCR), and the adapter is on in the
+last quarter of the steps alone; the saved LoRA says so, and *Apply LoRA (exact, step range)* reads it.
+
+8 steps without guidance want a few-step LoRA of this model at **lightning**. These settings are the paper's
+where it names them; nothing of this has run with the real networks yet."""

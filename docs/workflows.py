@@ -17,7 +17,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from graphs import BYPASSED, to_page  # noqa: E402
 from host import Host, find_host  # noqa: E402
-from workflow_notes import GENERATING, JUDGING, POOLS, STOCK, TINY_WORLD, WAN_TEXT  # noqa: E402
+from workflow_notes import GENERATING, JUDGING, PERSON, POOLS, STOCK, TINY_WORLD, WAN_TEXT  # noqa: E402
 
 from ipro_core.sampling.flow import expert_switch  # noqa: E402
 from ipro_core.training.presets import PRESETS, Preset  # noqa: E402
@@ -121,9 +121,7 @@ def loader(kind: str, **given: Any) -> dict[str, Any]:
     files = {
         (FOLDERS[knob], file) for knob, file in given.items() if knob in FOLDERS and isinstance(file, str)
     }
-    models = [
-        {"name": file, "url": f"{URL[folder]}/{folder}/{file}", "directory": folder} for folder, file in files
-    ]
+    models = [{"name": file, "url": _url(folder, file), "directory": folder} for folder, file in files]
     models.sort(key=lambda model: model["name"])
     return {**node(kind, **given), "properties": {"models": models}}
 
@@ -196,6 +194,46 @@ def wan_training(name: str) -> Graph:
     }
 
 
+def personal_video() -> Graph:
+    """One person from a picture, by a text-to-video model."""
+    preset = PRESETS["local-14b"].changed(method="personal-video", learning_rate=2e-5)
+    files = FILES["t2v"]
+    return {
+        "pictures": node("LoadImage", image="person.png"),
+        "prompts": node("IPRO_PromptList"),
+        "faces": node("IPRO_LoadFaceModels", pack=PACK),
+        "model": loader("IPRO_LoadWanExpert", text_encoder=UMT5, **files, **asdict(preset.framing)),
+        "dataset": node(
+            "IPRO_DatasetFromPictures",
+            pictures=("pictures", 0),
+            prompts=("prompts", 0),
+            face_models=("faces", 0),
+            scorer=HPS,
+        ),
+        "reward": node("IPRO_FacePoolReward", **asdict(preset.reward)),  # type: ignore[call-overload]
+        "objective": node("IPRO_PersonalVideoObjective", reward=("reward", 0), **asdict(preset.method)),
+        "train": node(
+            "IPRO_Train",
+            video_model=("model", 0),
+            dataset=("dataset", 0),
+            objective=("objective", 0),
+            name="person",
+            rank=preset.rank,
+            sample_every=10,
+            **asdict(preset.loop),
+        ),
+        "lora": node("IPRO_SaveLora", run=("train", 0), file="ipro/person"),
+        "sample": node(
+            "IPRO_SampleVideo",
+            video_model=("model", 0),
+            prompt="A person plays the cello on an empty beach.",
+            run=("train", 0),
+        ),
+        "video": node("CreateVideo", images=("sample", 0), fps=("sample", 2)),
+        "save": node("SaveVideo", video=("video", 0), filename_prefix="video/ipro"),
+    }
+
+
 def evaluation() -> Graph:
     return {
         "clips": node("IPRO_LoadClips", source="other_people/"),
@@ -260,6 +298,7 @@ def generating() -> Graph:
 
 CLIPS, PACK = "my_clips/", "antelopev2"
 UMT5, TUNED = "umt5_xxl_fp8_e4m3fn_scaled.safetensors", "ipro/identity.safetensors"
+HPS = "HPS_v2.1.safetensors"
 FILES = {
     "14b": {
         "model": "wan2.2_i2v_low_noise_14B_fp8_scaled.safetensors",
@@ -269,6 +308,7 @@ FILES = {
         "high_lightning": "wan2.2_i2v_lightx2v_4steps_lora_v1_high_noise.safetensors",
     },
     "5b": {"model": "wan2.2_ti2v_5B_fp16.safetensors", "vae": "wan2.2_vae.safetensors"},
+    "t2v": {"model": "wan2.1_t2v_1.3B_fp16.safetensors", "vae": "wan_2.1_vae.safetensors"},
 }
 FOLDERS = {
     **{"model": "diffusion_models", "high_noise": "diffusion_models", "vae": "vae"},
@@ -284,6 +324,12 @@ WAN_22 = "https://huggingface.co/Comfy-Org/Wan_2.2_ComfyUI_Repackaged/resolve/ma
 WAN_21 = "https://huggingface.co/Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files"
 URL = {"diffusion_models": WAN_22, "vae": WAN_22, "loras": WAN_22, "text_encoders": WAN_21}
 
+
+def _url(folder: str, file: str) -> str:
+    """Where a file is published."""
+    return f"{WAN_21 if file.startswith('wan2.1') else URL[folder]}/{folder}/{file}"
+
+
 WORKFLOWS: dict[str, tuple[Graph, str]] = {
     "1_build_face_pools": (face_pools(), POOLS),
     "2_train_a14b": (stock_training(), STOCK),
@@ -291,6 +337,7 @@ WORKFLOWS: dict[str, tuple[Graph, str]] = {
     "4_generate_with_lora": (generating(), GENERATING),
     "5_evaluate": (evaluation(), JUDGING),
     "6_tiny_world": (tiny_world(), TINY_WORLD),
+    "7_personal_video": (personal_video(), PERSON),
 }
 
 

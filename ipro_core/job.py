@@ -12,17 +12,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from .cache import name_of
+from .clips.person import PersonScene, person_scenes
 from .clips.scenes import PreferredScene, Scene
-from .models.lora import SETTINGS, LowRank, write_lora
+from .evaluation.compare import refuse_own_judge
+from .models.lora import RANGE, SETTINGS, LowRank, TunedRange, write_lora
 from .runs import Run, latest_state, read_config, read_metrics
-from .studio import Sampler, Studio, Work
+from .sampling.flow import shifted_sigmas, switch_step
+from .scorer import load_image_encoder, load_scorer, scorer_name
+from .scorer_files import open_scorer_file
+from .studio import Network, Sampler, Studio, Work
 from .tinyworld import VIDEO_MODEL
 from .training.base import TrainingSample, objective_of
 from .training.loop import adapter_of, train
+from .training.personal_video import NO_SCORER
 from .training.presets import Preset
 from .training.settings import SamplingSettings
 from .types import StepRecord
+from .wan_settings import BOUNDARY, SCORER
 
 logger = logging.getLogger("ipro")
 
@@ -59,6 +68,8 @@ class Job:
             told: tells the scenes from any others.
         """
         identities = {**self.studio.identities(), "clips": told}
+        if "scorer" in self.plan.method.wants and self.studio.scorer:
+            identities["scorer"] = self.studio.scorer.identity()
         return {
             "files": dict(self.files),
             "clips": list(clips),
@@ -72,8 +83,16 @@ class Job:
         return replace(self, studio=self.studio.watched(look))
 
     def prepare(self, scenes: Sequence[Scene]) -> Iterator[Work]:
-        """What training wants of scenes, stage by stage."""
+        """What training wants of scenes, stage by stage.
+
+        Raises:
+            ValueError: the method wants a network that nobody gave, or cannot use one that was given.
+        """
         method, voted = self.plan.method, are_voted(scenes)
+        if "scorer" in method.wants and self.studio.scorer is None:
+            raise ValueError(NO_SCORER)
+        if self.studio.face_encoder and method.people != 1:
+            raise ValueError("To CLIP all faces are alike: with --face-encoder give 1 for --people.")
         return self.studio.prepare(
             scenes,
             method,
@@ -100,16 +119,50 @@ class Tuner:
         studio, self.plan = job.studio, job.plan
         self.model = studio.model.open()
         self.model.new_adapter(self.plan.rank, seed=self.plan.loop.seed)
-        codec, models = studio.codec.open(), studio.faces.open()
+        codec, models, scorer = studio.codec.open(), studio.compared_faces(), None
         looking = studio.looking(codec, *models)
+        if "scorer" in self.plan.method.wants and studio.scorer:
+            looking, scorer = codec, studio.scorer.open()  # it looks at whole frames, and no draft has them
         objective = objective_of(self.plan.method)
-        self.objective = objective(self.model, looking, *models, self.plan.reward, self.plan.method)
+        self.objective = objective(self.model, looking, *models, self.plan.reward, self.plan.method, scorer)
         self.samples = Samples(studio, scenes, self.plan.method, job.seeds, adjust)
         self.sampler = Sampler(studio, self.model, codec, self.plan.method)
 
     def records(self, run: Run | None = None) -> Generator[StepRecord, None, None]:
         """See `training.loop.train`."""
         return train(self.model, self.objective, self.samples, self.plan.loop, run)
+
+
+def with_scorer(
+    studio: Studio,
+    scorer: str,
+    face_encoder: str,
+    memo: Path | None = None,
+    tokenizer: Path | None = None,
+) -> Studio:
+    """The studio with a text-image scorer and a face encoder by file; "" leaves what it has.
+
+    Args:
+        memo: see `files.sha256`.
+        tokenizer: see `load_scorer`.
+
+    Raises:
+        ValueError: a file is missing, damaged, or no CLIP; or the scorer's tower is wanted and there is none.
+    """
+    if scorer:
+        open_scorer_file(scorer)  # what is wrong is told now
+        opened = partial(load_scorer, scorer, studio.device, memo, tokenizer)
+        studio = replace(studio, scorer=Network(partial(scorer_name, scorer, memo), opened))
+    if face_encoder == SCORER:
+        if studio.scorer is None:
+            raise ValueError("There is no scorer whose image tower could compare faces: give --scorer.")
+        return replace(studio, face_encoder=studio.scorer)
+    if face_encoder:
+        open_scorer_file(face_encoder)
+        name = partial(scorer_name, face_encoder, memo)
+        opened = partial(load_image_encoder, face_encoder, studio.device, memo)
+        studio = replace(studio, face_encoder=Network(name, opened))
+    return studio
 
 
 class Samples(Sequence[TrainingSample]):
@@ -166,6 +219,30 @@ def showing_faces(studio: Studio, scenes: Iterable[Scene]) -> list[Scene]:
     return [scene for scene in scenes if detector.detect(scene.first()[None])[0]]
 
 
+def person_of(studio: Studio, pictures: Sequence[Tensor], prompts: Sequence[str]) -> list[PersonScene]:
+    """One person's pictures with each prompt, without those of image-to-video that would begin with no face.
+
+    Raises:
+        NoFaceError: no picture shows one, as the model sees it.
+    """
+    with_first = not studio.kind.startswith("T2V")
+    scenes = person_scenes(pictures, prompts, studio.framing, with_first=with_first)
+    if not with_first:
+        return scenes
+    firsts = {scene.shown: scene for scene in scenes}
+    begun = showing_faces(studio, firsts.values())
+    kept = [scene for scene in scenes if firsts[scene.shown] in begun]
+    if not kept:
+        raise NoFaceError("No picture shows a face, as the model sees it: give others of the person.")
+    if len(kept) < len(scenes):
+        logger.warning(
+            "%d of %d prompts would begin with a picture whose middle shows no face, and are left out.",
+            len(scenes) - len(kept),
+            len(scenes),
+        )
+    return kept
+
+
 def name_of_scenes(scenes: Sequence[Scene]) -> str:
     """Tells scenes from any others, by what they show and ask for."""
     return name_of(
@@ -209,6 +286,12 @@ def check_run_fits(run: Path, studio: Studio) -> None:
             )
 
 
+def check_judge(studio: Studio) -> None:
+    """Raise ValueError, before anything is prepared, where the judge is the reward's own recogniser."""
+    if studio.judge is not None:
+        refuse_own_judge(studio.faces.identity().rpartition(", ")[2], studio.judge.identity())
+
+
 def save_adapter(run: Path, path: Path) -> int:
     """Write the adapter of a run's newest state; returns the update it is of. No network is opened for it."""
     config = read_config(run)
@@ -217,6 +300,17 @@ def save_adapter(run: Path, path: Path) -> int:
         "ipro.base": Path(config["files"]["model"] or VIDEO_MODEL).name,
         "ipro.base_sha256": config["sha256"]["model"].split(" ")[0],
         SETTINGS: json.dumps(shareable(config)),
+        **_range(config),
     }
     write_lora(layers, path, notes)
     return step
+
+
+def _range(config: Mapping[str, Any]) -> dict[str, str]:
+    """The note of the steps that the adapter is on at, unless they are all that its network takes."""
+    method = config[config.get("method", "ipro")]
+    first, steps, shift = (method[name] for name in ("first_tuned_step", "steps", "shift"))
+    if "high_noise" in config["sha256"]:
+        sigmas = shifted_sigmas(steps, shift)
+        first = first if first > max(switch_step(sigmas, level) for level in BOUNDARY.values()) else 0
+    return {RANGE: json.dumps(TunedRange(first, steps, steps, shift)._asdict())} if first else {}

@@ -15,12 +15,15 @@ import torch
 from torch import Tensor
 
 from .cache import Cache, Stage, name_of
-from .clips.dataset import faces_stage, image_stage, pools_of, text_stage, video_stage
+from .clips.dataset import faces_stage, image_stage, pictures_stage, pools_of, text_stage, video_stage
+from .clips.person import PersonScene
 from .clips.scenes import Place, PreferredScene, Scene
 from .evaluation.compare import SceneVideos
+from .faces.clip_face import ClipFace
 from .faces.detector import Detector
 from .faces.pool import in_first_frame
 from .faces.recognizer import Recognizer
+from .faces.references import ReferenceFaces
 from .faces.tracks import face_box
 from .models.base import AdaptedVideoModel, VideoCodec, VideoModel, watched
 from .models.condition import WanCondition, first_frame, wan_condition
@@ -30,6 +33,7 @@ from .models.vae import WanVae
 from .sampling.boundary import Start, boundary_stage
 from .sampling.flow import expert_switch, shifted_sigmas
 from .sampling.rollout import sample
+from .scorer import ImageEncoder, Scorer
 from .training.base import TrainingSample
 from .training.settings import SamplingSettings
 from .types import FacePool, Framing, Person
@@ -77,7 +81,7 @@ class Studio:
     high_noise: Network[VideoModel] | None
     """The frozen expert that samples the steps before `SamplingSettings.first_tuned_step`."""
     judge: Network[Recognizer] | None
-    """Measures, never rewards."""
+    """Measures, never rewards; its identity is its name."""
     cache: Cache
     read_clips: Callable[[Sequence[Place]], Sequence[Scene]]
     """Scenes from video files, folders of them and manifests, as the model sees them."""
@@ -85,6 +89,10 @@ class Studio:
     """The noise level below which the tuned one of two experts works."""
     draft: Network[DraftCodec] | None = None
     """Finds the faces that the reward looks at, so that only they are decoded."""
+    scorer: Network[Scorer] | None = None
+    """Says how well frames show a prompt, for methods that want it."""
+    face_encoder: Network[ImageEncoder] | None = None
+    """What rewards compare faces by in the recogniser's place; following and measuring stay its."""
     plan: str = ""
     """What an update takes, in words."""
     device: torch.device | str = "cpu"
@@ -102,16 +110,28 @@ class Studio:
             ValueError: the schedule leaves an expert nothing to do, or begins it elsewhere than asked.
         """
         if self.boundary is None:
-            return settings if known else replace(settings, first_tuned_step=0)
-        switch = expert_switch(settings.steps, settings.shift, self.boundary)
-        if asked and settings.first_tuned_step != switch:
+            own = known and settings.first_tuned_step >= 0
+            return settings if own else replace(settings, first_tuned_step=settings.begins(0))
+        first = settings.begins(self.switch(settings))
+        if asked and settings.first_tuned_step != first:
             raise ValueError(
                 f"Of {settings.steps} steps at shift {settings.shift:g} the low-noise expert takes those "
-                f"from {switch} on: leave out --first-tuned-step, or give {switch}."
+                f"from {first} on: leave out --first-tuned-step, or give {first}."
             )
-        return replace(settings, first_tuned_step=switch)
+        return replace(settings, first_tuned_step=first)
 
-    def looking(self, codec: VideoCodec, detector: Detector, recognizer: Recognizer) -> VideoCodec:
+    def switch(self, settings: SamplingSettings) -> int:
+        """The step at which the tuned one of two experts takes over; 0: there is one."""
+        if self.boundary is None:
+            return 0
+        return expert_switch(settings.steps, settings.shift, self.boundary)
+
+    def compared_faces(self) -> tuple[Detector, Recognizer | ClipFace]:
+        """What finds and compares faces for a reward, opened."""
+        detector, recognizer = self.faces.open()
+        return detector, ClipFace(self.face_encoder.open(), recognizer) if self.face_encoder else recognizer
+
+    def looking(self, codec: VideoCodec, detector: Detector, recognizer: Recognizer | ClipFace) -> VideoCodec:
         """The codec as the reward looks through it: the true one, if only where a draft shows faces."""
         if self.draft is None:
             return codec
@@ -123,6 +143,7 @@ class Studio:
         """Of the networks that a run's numbers depend on."""
         networks = {"model": self.model, "high_noise": self.high_noise, "vae": self.codec}
         networks |= {"text_encoder": self.text, "faces": self.faces, "draft": self.draft}
+        networks |= {"face_encoder": self.face_encoder}
         return {name: network.identity() for name, network in networks.items() if network}
 
     def watched(self, look: Callable[[], None]) -> "Studio":
@@ -152,7 +173,10 @@ class Studio:
             faces: whether pools are wanted; scenes without a face are then left out of what follows.
             videos: whether the clips' own latents are.
         """
-        for stage in (self._texts(), self._images(), *([self._faces()] if faces else [])):
+        stages = [self._texts(), self._images()]
+        if faces:
+            stages += [self._faces(), *([self._pictures()] if "pictures" in settings.wants else [])]
+        for stage in stages:
             yield Work(stage.name, len(scenes), stage.run(self.cache, scenes))
         if faces:
             scenes = self.with_faces(scenes)
@@ -175,7 +199,7 @@ class Studio:
 
     def pools(self, scene: Scene) -> list[FacePool]:
         """Of the people in a prepared scene's clip, the subject's first."""
-        recognizer = self.faces.identity().rpartition(", ")[2]
+        recognizer = (self.face_encoder or self.faces).identity().rpartition(", ")[2]
         return pools_of(self._kept(self._faces(), scene), recognizer, scene.name)
 
     def start(self, scene: Scene, seed: int) -> Start:
@@ -196,6 +220,10 @@ class Studio:
         rejected = scene.rejected if isinstance(scene, PreferredScene) else None
         # Of pairs that people have voted on nobody asks for a face.
         pools = [] if rejected else self.pools(scene)[: settings.people or None]
+        pictures = None
+        if "pictures" in settings.wants:
+            found = self._kept(self._pictures(), scene)
+            pictures = ReferenceFaces(found["squares"], found["points"])
         starts = [self.start(scene, seed) for seed in seeds] if self.high_noise is not None else []
         return TrainingSample(
             name=scene.name,
@@ -204,6 +232,8 @@ class Studio:
             people=tuple(Person(pool, in_first_frame(pool)) for pool in pools),
             prompt=scene.prompt,
             starts=tuple(partial(self.boundary_latents, start, settings) for start in starts),
+            starts_at=self.switch(settings) if starts else None,
+            pictures=pictures,
             video=partial(self._video, scene) if rejected or "video" in settings.wants else None,
             rejected=partial(self._video, rejected) if rejected else None,
         )
@@ -229,11 +259,16 @@ class Studio:
         return video_stage(self.codec.identity(), open_encoder)
 
     def _faces(self) -> Stage[Scene]:
-        return faces_stage(self.faces.identity(), self.faces.open, min_face=self.min_face)
+        encoder = f" compared by {self.face_encoder.identity()}" if self.face_encoder else ""
+        made_by = self.faces.identity() + encoder
+        return faces_stage(made_by, self.compared_faces, min_face=self.min_face)
+
+    def _pictures(self) -> Stage[Scene]:
+        return pictures_stage(self.faces.identity(), self.faces.open)
 
     def _boundary(self, settings: SamplingSettings) -> Stage[Start]:
         assert self.high_noise is not None
-        sigmas = shifted_sigmas(settings.steps, settings.shift)[: settings.first_tuned_step + 1]
+        sigmas = shifted_sigmas(settings.steps, settings.shift)[: self.switch(settings) + 1]
         return boundary_stage(self.high_noise.identity(), self.high_noise.open, sigmas, self.device)
 
     def _kept(self, stage: Stage[Any], item: Any) -> Mapping[str, Tensor]:
@@ -262,22 +297,23 @@ class Sampler:
             frozen: with the adapter off.
         """
         start, first = self.studio.start(scene, seed), self.settings.first_tuned_step
-        condition = start.condition()
-        if self.studio.high_noise is not None:
-            x = self.studio.boundary_latents(start, self.settings)[None].to(self.studio.device)
-        else:
-            noise = start.noise()[None].to(self.studio.device)
-            x = sample(self.model, noise, condition, self.sigmas[: first + 1], frozen=True)
+        condition, begin = start.condition(), self.studio.switch(self.settings)
+        expert = self.studio.high_noise is not None
+        x_CTHW = self.studio.boundary_latents(start, self.settings) if expert else start.noise()
+        x = x_CTHW[None].to(self.studio.device)
+        x = sample(self.model, x, condition, self.sigmas[begin : first + 1], frozen=True)
         latents = sample(self.model, x, condition, self.sigmas[first:], frozen=frozen)
         return self.codec.decode(latents)[0].clamp(0, 1).cpu()
 
     def pairs(self, scenes: Sequence[Scene], seeds: Sequence[int]) -> Iterator[SceneVideos]:
         """Each scene with each seed, by the frozen and by the tuned model, for `compare_videos`."""
         for scene in scenes:
-            real_TCHW = scene.frames()
+            filmed = not isinstance(scene, PersonScene)
+            real_TCHW = scene.frames() if filmed else None
             for seed in seeds:
                 base_TCHW = self.generate(scene, seed, frozen=True)
                 tuned_TCHW = self.generate(scene, seed)
+                reference_CHW = scene.first() if real_TCHW is None else real_TCHW[0]
                 yield SceneVideos(
-                    scene.name, scene.prompt, seed, real_TCHW[0], base_TCHW, tuned_TCHW, real_TCHW
+                    scene.name, scene.prompt, seed, reference_CHW, base_TCHW, tuned_TCHW, real_TCHW
                 )

@@ -213,7 +213,13 @@ class SeenFaces:
     detections: list[list[Face]]
     """Of every frame."""
     embeddings: list[Tensor]
-    """Of the same faces, (F, D) a frame, unit length, on the CPU."""
+    """Of the same faces, (F, D) a frame, unit length, on the CPU: they tell people apart."""
+    encoded: list[Tensor] | None = None
+    """What is compared instead, where it is another network's (`ClipFace`)."""
+
+    @property
+    def compared(self) -> list[Tensor]:
+        return self.embeddings if self.encoded is None else self.encoded
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .cache import TensorCache
 from .clips.scenes import clip_scenes
-from .faces.packs import face_model_names, load_face_models, load_recognizer
+from .faces.packs import face_model_names, load_face_models, load_recognizer, recognizer_name
 from .files import sha256
 from .models.base import VideoModel
 from .models.lora import import_lora
@@ -182,7 +182,7 @@ def wan_studio(
         latent_shape=(channels, 1 + framing.frames // 4, framing.height // scale, framing.width // scale),
         faces=Network(lambda: names, lambda: load_face_models(faces or "", device)),
         high_noise=high_noise,
-        judge=Network(lambda: sha(files.judge), lambda: load_recognizer(files.judge, device))
+        judge=Network(lambda: recognizer_name(files.judge), lambda: load_recognizer(files.judge, device))
         if files.judge
         else None,
         draft=Network(lambda: sha(files.draft), lambda: load_draft_codec(files.draft, device))

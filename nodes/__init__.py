@@ -17,13 +17,26 @@ def extension():
             guards,
             host,
             models,
+            person,
             rewards,
             sampling,
             training,
         )
         from ._monitor import add_routes
 
-        rooms = clips, faces, rewards, models, host, sampling, training, evaluation_faces, evaluation, guards
+        rooms = (
+            clips,
+            person,
+            faces,
+            rewards,
+            models,
+            host,
+            sampling,
+            training,
+            evaluation_faces,
+            evaluation,
+            guards,
+        )
         nodes = [node for room in rooms for node in room.NODES]
     except Exception:
         logging.getLogger("ipro").exception("The nodes cannot be loaded.")  # the host tells one line of it

@@ -183,6 +183,11 @@ def file_above(prompt: Mapping[str, Any] | None, node: str, socket: str) -> str:
     return ""
 
 
+def clip_tokenizer() -> Path:
+    """The folder of CLIP's tokeniser, which the host has for itself."""
+    return Path(inspect.getfile(comfy.utils)).with_name("sd1_tokenizer")
+
+
 class Temporary(NamedTuple):
     """A file that the page may look at, and the host removes."""
 

@@ -26,6 +26,7 @@ from torch.nn.functional import linear
 from ..ipro_core.files import fingerprint
 from ..ipro_core.models.lora import import_lora, lora_tensors
 from ..ipro_core.models.lora_keys import LowRank
+from ..ipro_core.sampling.flow import shifted_sigmas
 
 KEY, _numbers = "ipro_lora_", count()
 _on: dict[str, bool] = {}
@@ -53,10 +54,15 @@ class StepRange(NamedTuple):
     first: int
     end: int
     steps: int
+    shift: float | None = None
+    """Of their schedule; None: the model's own."""
 
     def holds(self, sigma: float, model_sampling: Any) -> bool:
         """Whether a pass at this noise level belongs to one of these steps of the model's schedule."""
-        sigmas = comfy.samplers.calculate_sigmas(model_sampling, "simple", self.steps).tolist()
+        if self.shift is None:
+            sigmas = comfy.samplers.calculate_sigmas(model_sampling, "simple", self.steps).tolist()
+        else:
+            sigmas = shifted_sigmas(self.steps, self.shift).tolist()
         # A step goes from its own level down to the next one's; a hair above its own is rounding.
         step = sum(level >= sigma * (1 - 1e-4) for level in sigmas[:-1]) - 1
         return self.first <= max(step, 0) < self.end

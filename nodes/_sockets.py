@@ -20,6 +20,7 @@ from ..ipro_core.files import fingerprint
 from ..ipro_core.training.settings import SamplingSettings
 from ..ipro_core.types import Clip, FacePool, Framing, Person
 from ..ipro_core.wan_settings import DeviceSettings, WanFiles
+from . import _comfy
 
 if TYPE_CHECKING:
     from ..ipro_core.evaluation.verdict import Comparison
@@ -153,19 +154,52 @@ class VotedChoice:
 
 
 @dataclass(frozen=True, eq=False)
+class PersonChoice:
+    """Pictures of one person, and prompts."""
+
+    pictures: tuple[Tensor, ...]
+    prompts: tuple[str, ...]
+
+    videos: tuple[Path, ...] = ()
+
+    @property
+    def count(self) -> int:
+        return len(self.prompts)
+
+    def scenes(self, studio: Studio) -> list[Scene]:
+        from ..ipro_core.job import person_of
+
+        return list(person_of(studio, self.pictures, self.prompts))
+
+    def name(self, studio: Studio) -> str:
+        from ..ipro_core.cache import name_of
+
+        told = {f"{n:04d}": picture for n, picture in enumerate(self.pictures)}
+        return name_of({"pictures": fingerprint(told), "prompts": list(self.prompts)})
+
+
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """What is tuned on."""
 
-    clips: ClipChoice | StillChoice | VotedChoice
+    clips: ClipChoice | StillChoice | VotedChoice | PersonChoice
     faces: Path
     """A face pack."""
     pools: tuple[FacePool, ...] = ()
     """Of the people whom all clips show; none: each clip its own."""
+    scorer: str = ""
+    """A text-image scorer's file; "": the model's own, if it has one."""
+    face_encoder: str = ""
+    """A CLIP's file, which compares faces for the reward in the recogniser's place."""
 
     def open_studio(self, model: ModelChoice, tuning: Tuning | None = None) -> Studio:
         """The model's, told what the host has encoded already."""
+        from ..ipro_core.job import with_scorer
+
         text = self.clips.text if isinstance(self.clips, StillChoice) else None
-        return model.open_studio(self.faces, tuning, text=text)
+        studio = model.open_studio(self.faces, tuning, text=text)
+        memo = Path(model.files["cache"]) / "sha256.json"
+        return with_scorer(studio, self.scorer, self.face_encoder, memo, _comfy.clip_tokenizer())
 
     def check_for(self, method: SamplingSettings) -> None:
         """Raise ValueError where the method cannot learn from this."""

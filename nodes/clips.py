@@ -245,13 +245,29 @@ class BuildDataset(io.ComfyNode):
                     "pool", optional=True, tooltip="One person's faces, where all clips show that person."
                 ),
                 *more_pools(),
+                _comfy.known(
+                    io.Combo.Input,
+                    "face_encoder",
+                    options=[_comfy.NONE, *_comfy.model_files("clip_vision")],
+                    optional=True,
+                    advanced=True,
+                    tooltip="CLIP's image encoder in models/clip_vision, which compares faces for the reward "
+                    "in the recogniser's place, as in the paper's Table 4; measures stay the recogniser's.",
+                ),
             ],
             outputs=[DATASET.Output(display_name="dataset", tooltip="For Train.")],
         )
 
     @classmethod
-    def execute(cls, clips: ClipChoice, face_models: Path, pool=None, **more) -> io.NodeOutput:
-        return io.NodeOutput(Dataset(clips, face_models, given_pools(pool, more)))
+    def execute(
+        cls, clips: ClipChoice, face_models: Path, face_encoder: str = _comfy.NONE, pool=None, **more
+    ) -> io.NodeOutput:
+        pools, encoder = given_pools(pool, more), _comfy.model_file("clip_vision", face_encoder)
+        if pools and encoder:
+            raise ValueError(
+                "A pool's faces are the recogniser's, and CLIP's do not compare with them: choose one."
+            )
+        return io.NodeOutput(Dataset(clips, face_models, pools, face_encoder=encoder))
 
 
 class DatasetFromImage(io.ComfyNode):

@@ -71,9 +71,10 @@ class CompareRuns(io.ComfyNode):
     def execute(
         cls, video_model: ModelChoice, run: RunFolder, clips: ClipChoice, face_models: Path, seeds: int
     ) -> io.NodeOutput:
-        from ..ipro_core.job import check_run_fits
+        from ..ipro_core.job import check_judge, check_run_fits
 
         studio = video_model.open_studio(face_models)
+        check_judge(studio)
         check_run_fits(run.folder, studio)
         comparison, first = judge(studio.watched(_comfy.look), run, clips, range(seeds))
         pair = comparison.pairs[0]

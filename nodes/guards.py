@@ -17,7 +17,7 @@ from ._sockets import CLIPS, FACE_MODELS, ClipChoice, frames_of
 from ._widgets import settings_of, widgets
 
 if TYPE_CHECKING:
-    from ..ipro_core.evaluation.hacking import Band
+    from ..ipro_core.evaluation.bands import Band
 
 CATEGORY = "7 Evaluation"
 FIGURES = {figure: one.name for one in DIMENSIONS for figure in one.figures}
@@ -71,12 +71,14 @@ class RewardHacking(io.ComfyNode):
             "Reward Hacking",
             CATEGORY,
             "Whether a video's face looks hacked beside real clips: frozen, pasted, smoothed, grown or "
-            "another's. A suspicion, no verdict: each kind falls on one in twenty real clips.",
+            "another's. A suspicion, no verdict: one falls on about one in twelve real clips.",
             inputs=[
                 io.MultiType.Input("video", [io.Image, io.Video], tooltip="The generated video."),
                 io.Image.Input("reference", tooltip="The input image."),
                 FACE_MODELS.Input("face_models", tooltip="From Load Face Models."),
-                CLIPS.Input("real_clips", tooltip="What real faces do: 20 clips or more, each with a face."),
+                CLIPS.Input(
+                    "real_clips", tooltip="What real faces do: 12 clips or more, better 40, each with a face."
+                ),
                 io.Float.Input("fps", default=16.0, min=0.1, max=240, step=1, tooltip="Of the video."),
             ],
             outputs=[
@@ -95,7 +97,7 @@ class RewardHacking(io.ComfyNode):
     def execute(
         cls, video, reference, face_models: Path, real_clips: ClipChoice, fps: float
     ) -> io.NodeOutput:
-        from ..ipro_core.evaluation.hacking import KINDS
+        from ..ipro_core.evaluation.bands import KINDS
         from ..ipro_core.evaluation.signs import input_face, measure_signs, watch
         from ..ipro_core.faces.packs import load_face_models
 
@@ -120,7 +122,7 @@ class RewardHacking(io.ComfyNode):
 def _band(clips: ClipChoice, face_models: Path, framing: Framing) -> Band:
     """Measured once for one set of clips and one size of video."""
     from ..ipro_core.clips.scenes import clip_scenes
-    from ..ipro_core.evaluation.hacking import band_of
+    from ..ipro_core.evaluation.bands import band_of
     from ..ipro_core.evaluation.signs import real_signs
     from ..ipro_core.faces.packs import load_face_models
     from ..ipro_core.tinyworld.scenes import tiny_scenes

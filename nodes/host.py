@@ -44,12 +44,14 @@ class ApplyLoRA(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "steps",
-                    default=8,
-                    min=1,
+                    default=0,
+                    min=0,
                     max=1000,
-                    tooltip="Of how many steps these are, by the simple scheduler and the model's own shift; "
-                    "over both experts, as KSamplerAdvanced counts them. A sampler with another number of "
-                    "steps has the LoRA on at the same noise levels.",
+                    tooltip="0: on at the steps that the LoRA was tuned for, as its file tells, and at all "
+                    "if it tells none; first_step and end_step then do not count. Else of how many steps "
+                    "these are, by the simple scheduler and the model's own shift; over both experts, as "
+                    "KSamplerAdvanced counts them. A sampler with another number of steps has the LoRA on at "
+                    "the same noise levels.",
                 ),
             ],
             outputs=[io.Model.Output(display_name="patched", tooltip="The model with the LoRA beside it.")],
@@ -59,15 +61,19 @@ class ApplyLoRA(io.ComfyNode):
     def execute(
         cls, model: Any, lora_name: str, strength: float, first_step: int, end_step: int, steps: int
     ) -> io.NodeOutput:
+        from ..ipro_core.models.lora import lora_range
         from ._exact_lora import StepRange, apply_lora
 
+        file = _lora_file(lora_name)
+        if not steps:
+            told = lora_range(file)
+            tuned = StepRange(told.first, told.end, told.steps, told.shift) if told else StepRange(0, 1, 1)
+            return io.NodeOutput(apply_lora(model, file, strength, tuned))
         if first_step >= end_step:
             raise ValueError(
                 f"No step lies between first_step {first_step} and end_step {end_step}: make end_step larger."
             )
-        return io.NodeOutput(
-            apply_lora(model, _lora_file(lora_name), strength, StepRange(first_step, end_step, steps))
-        )
+        return io.NodeOutput(apply_lora(model, file, strength, StepRange(first_step, end_step, steps)))
 
 
 class RoundTripCheck(io.ComfyNode):

@@ -2,6 +2,7 @@
 
 from dataclasses import fields, replace
 
+import torch
 from comfy_api.latest import io
 
 from ..ipro_core.clips.scenes import ShownScene, fit
@@ -38,7 +39,11 @@ class SampleVideo(io.ComfyNode):
             "with the run's adapter. Without a run the base model alone.",
             inputs=[
                 MODEL.Input("video_model", tooltip="The model that was tuned."),
-                io.Image.Input("first_frame", tooltip="Scaled and cut to the model's size."),
+                io.Image.Input(
+                    "first_frame",
+                    optional=True,
+                    tooltip="Scaled and cut to the model's size; none in text-to-video.",
+                ),
                 io.String.Input("prompt", multiline=True, default="", tooltip="What happens."),
                 io.Int.Input(
                     "seed",
@@ -65,7 +70,7 @@ class SampleVideo(io.ComfyNode):
     @classmethod
     @_comfy.working(ADVICE)
     def execute(
-        cls, video_model: ModelChoice, first_frame, prompt: str, seed: int, run=None, objective=None
+        cls, video_model: ModelChoice, prompt: str, seed: int, first_frame=None, run=None, objective=None
     ) -> io.NodeOutput:
         from ..ipro_core.job import adapter_of_run, check_run_fits
         from ..ipro_core.studio import Sampler
@@ -76,7 +81,11 @@ class SampleVideo(io.ComfyNode):
         if run:
             check_run_fits(run.folder, studio)
         studio = studio.watched(_comfy.look)
-        first_CHW = fit(frames_of(first_frame)[:1], studio.framing)[0]
+        if first_frame is None and not studio.kind.startswith("T2V"):
+            raise ValueError(f"{studio.kind} makes a video of a picture: connect its first_frame.")
+        size = (1, 3, studio.framing.height, studio.framing.width)
+        first = torch.zeros(size) if first_frame is None else frames_of(first_frame)[:1]
+        first_CHW = fit(first, studio.framing)[0]
         scene = ShownScene("video", prompt, first_CHW.expand(studio.framing.frames, -1, -1, -1))
         for work in studio.prepare([scene], settings, [seed], faces=False):
             list(work.items)

@@ -72,11 +72,21 @@ def loras(patcher, conditioning, latent):
     whole = exact_lora.StepRange(0, STEPS, STEPS)
     exact = exact_lora.apply_lora(patcher, file, 1.0, whole)
     late = exact_lora.apply_lora(patcher, file, 1.0, exact_lora.StepRange(6, 8, STEPS))
+    # The same steps as a file tells them, whatever shift the MODEL has by then.
+    noted, told = file.with_suffix(".noted.safetensors"), lora.TunedRange(6, 8, STEPS, SHIFT)
+    lora.write_lora(model.adapter(), noted, {lora.RANGE: json.dumps(told._asdict())})
+    by_file = exact_lora.apply_lora(patcher, noted, 1.0, exact_lora.StepRange(*lora.lora_range(noted)))
     twice = exact_lora.apply_lora(exact_lora.apply_lora(patcher, file, 0.25, whole), file, 0.75, whole)
     stock, _ = comfy.sd.load_lora_for_models(patcher, None, comfy.utils.load_torch_file(str(file)), 1.0, 0)
     results = {
         name: ksampler(one, conditioning, latent)
-        for name, one in {"exact": exact, "late": late, "twice": twice, "stock": stock}.items()
+        for name, one in {
+            "exact": exact,
+            "late": late,
+            "by_file": by_file,
+            "twice": twice,
+            "stock": stock,
+        }.items()
     }
     # Steps 6 and 7 of our own sampler, the others without.
     noise, sigmas = comfy.sample.prepare_noise(latent["samples"], SEED), flow.shifted_sigmas(STEPS, SHIFT)
@@ -93,6 +103,7 @@ def loras(patcher, conditioning, latent):
         "exact": ((results["exact"] - trained).norm() / effect).item(),
         "twice": ((results["twice"] - trained).norm() / effect).item(),
         "late": ((results["late"] - split).norm() / (split - base).norm()).item(),
+        "by_file": (results["by_file"] - results["late"]).abs().max().item(),
         "late_effect": distance(split, base),
         "stock": ((results["stock"] - trained).norm() / effect).item(),
         "again": (again - base).abs().max().item(),

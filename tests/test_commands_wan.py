@@ -184,7 +184,9 @@ def test_base_and_tuned_are_judged_from_the_same_noise(jobs, kind, tmp_path, cap
     tiny_wan.write_pack(tmp_path / "models" / "second", seed=1)
     monkeypatch.setenv("IPRO_FACES", str(tmp_path))  # packs are named as --faces names them
     told = ["evaluate", "--run", str(job.run), "--seeds", "1", "--json", "--clips", str(clips), "--judge"]
-    assert main([*told, "own"]) == 2 and "reward's own recogniser" in capsys.readouterr().err
+    with monkeypatch.context() as patched:  # refused before a clip is read
+        patched.setattr("ipro_core.commands.evaluate.find_clips", None)
+        assert main([*told, "own"]) == 2 and "reward's own recogniser" in capsys.readouterr().err
     assert main([*told, "second"]) == 0
     figures = answer(capsys)
     assert figures["pairs"] == figures["scenes"] == 2 and figures["coverage_tuned"] == 1

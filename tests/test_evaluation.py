@@ -15,6 +15,9 @@ from ipro_core.evaluation.motion import head_motion, head_turn, motion_ratio
 from ipro_core.evaluation.statistics import paired_gain
 from ipro_core.evaluation.verdict import Comparison, PairResult, VideoResult
 from ipro_core.faces.alignment import template
+from ipro_core.faces.packs import recognizer_name
+from ipro_core.job import check_judge
+from ipro_core.tinyworld import FACE_PACK, open_tiny_world
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared: real clips and networks")
@@ -313,6 +316,17 @@ def test_a_lost_face_lowers_all_and_a_reference_without_one_is_refused(networks,
     assert (nothing.coverage, nothing.all) == (0, 0)
     with pytest.raises(ValueError, match="shows no face"):
         face_sim(walker, half[2], detector, recognizer)
+
+
+def test_the_rewards_own_recogniser_is_no_judge_and_that_is_said_before_anything_is_opened():
+    closed = {"open": lambda: pytest.fail("opened")}
+    studio = open_tiny_world()
+    studio = replace(studio, faces=replace(studio.faces, **closed), judge=replace(studio.judge, **closed))
+    check_judge(studio)
+    check_judge(replace(studio, judge=None))
+    own = replace(studio.judge, identity=lambda: recognizer_name(FACE_PACK))
+    with pytest.raises(ValueError, match="reward's own recogniser"):
+        check_judge(replace(studio, judge=own))
 
 
 @needs_shared

@@ -7,9 +7,10 @@ import torch
 from torch.nn.functional import normalize
 
 from ipro_core.clips.video import read_frames
+from ipro_core.evaluation.corruptions import swapped_faces
 from ipro_core.evaluation.people import Swap, judge_people
 from ipro_core.faces.places import follow_places
-from ipro_core.faces.tracks import SeenFaces, see_faces
+from ipro_core.faces.tracks import SeenFaces, see_faces, track_of
 from ipro_core.types import Face
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -167,13 +168,13 @@ def two_people(networks):
         "s18": build_pool(clip("i2v81_walk_lp_s18"), *networks).embeddings_PD,
         "s32": build_pool(other[:, :, :, :half], *networks).embeddings_PD,
     }
-    return see_faces(one, *networks), see_faces(other, *networks), pools, networks[1].name
+    return one, see_faces(one, *networks), see_faces(other, *networks), pools, networks[1].name
 
 
 @needs_shared
 @pytest.mark.shared
 def test_on_real_clips_both_people_are_kept_on_whatever_side(two_people):
-    one, other, pools, name = two_people
+    _, one, other, pools, name = two_people
     for seen in (one, other):
         result = judge_people(seen, pools, name, given=0)
         assert result.identity_f1 == 1 and not result.swaps and result.extra == 0
@@ -185,7 +186,7 @@ def test_on_real_clips_both_people_are_kept_on_whatever_side(two_people):
 @needs_shared
 @pytest.mark.shared
 def test_on_real_clips_a_swap_and_a_missing_person_are_told(two_people):
-    one, other, pools, name = two_people
+    _, one, other, pools, name = two_people
     # From frame 5 on each stands where the other stood.
     exchanged = SeenFaces(one.detections, one.embeddings[:5] + [two.flip(0) for two in one.embeddings[5:]])
     swapped = judge_people(exchanged, pools, name, given=0)
@@ -204,3 +205,22 @@ def test_on_real_clips_a_swap_and_a_missing_person_are_told(two_people):
     alone = judge_people(left, pools, name, given=0)
     assert [person.missing for person in alone.people] == [False, True]
     assert alone.worst.name == "s32" and alone.worst.facesim.all == 0
+
+
+@needs_shared
+@pytest.mark.shared
+@pytest.mark.parametrize("start", [3, 5])
+def test_on_real_clips_a_swap_that_was_made_of_pixels_is_told_at_its_frame(two_people, networks, start):
+    frames, seen, _, pools, name = two_people
+    people = judge_people(seen, pools, name, given=0).people
+    tracks = [
+        track_of({t: seen.detections[t][face] for t, face in person.faces.items()}, len(frames))
+        for person in people
+    ]
+    swapped = swapped_faces(frames, *tracks, start=start)
+    assert torch.equal(swapped[:start], frames[:start])
+    result = judge_people(see_faces(swapped, *networks), pools, name, given=0)
+    assert result.swaps == (Swap(start, "s18", "s32"), Swap(start, "s32", "s18"))
+    # Each keeps to the place that shows them longer.
+    assert result.identity_f1 == pytest.approx(max(start, 8 - start) / 8)
+    assert all(person.facesim.coverage == 1 and not person.missing for person in result.people)

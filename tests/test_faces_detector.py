@@ -73,6 +73,34 @@ def test_two_scales_look_at_two_sizes_in_multiples_of_32(models):
     assert [scale for _, scale in sizes] == [369 / 480, 184 / 480]
 
 
+class Scripted(Detector):
+    """Answers every look with rows that are written down: (frame, score, left, width) by scale."""
+
+    def _look(self, frames_BCHW, window, threshold, border=64):
+        self.looks = [*getattr(self, "looks", []), (window[0], len(frames_BCHW))]
+        rows = [
+            [frame, score, left, 0.0, left + width, width, *[left] * 10]
+            for frame, score, left, width in self.script[window[0]]
+            if score >= threshold
+        ]
+        return torch.tensor(rows, dtype=torch.float32).reshape(-1, 16)
+
+
+def test_the_coarser_scale_is_looked_at_only_where_a_face_may_be_missing(models):
+    detector = Scripted(models[0].network, "", (640, 320))
+    detector.fixed_size = None
+    face = (0.9, 100.0, 60.0)
+    # A glance at 160 px of those with a face: the face itself; one elsewhere; one of 20 / 4 = 5 pixels, whose
+    # 0.3 counts for 0.3 · 5 / 16 = 0.09.
+    glance = [(0, 0.3, 98.0, 62.0), (1, 0.12, 300.0, 80.0), (2, 0.3, 300.0, 20.0)]
+    coarse = [(0, 0.7, 50.0, 400.0), (1, 0.6, 300.0, 90.0)]
+    detector.script = {640: [(t, *face) for t in (1, 2, 3)], 160: glance, 320: coarse}
+    found = detector.detect(torch.zeros(4, 3, 640, 640), chunk=4)
+    assert detector.looks == [(640, 4), (160, 3), (320, 2)]
+    lefts = [sorted(face.box_4[0].item() for face in faces) for faces in found]
+    assert lefts == [[50], [100], [100, 300], [100]]
+
+
 def test_embeddings_have_unit_length_and_do_not_depend_on_chunks(models):
     _, recognizer = models
     crops = torch.rand(9, 3, 112, 112, generator=torch.Generator().manual_seed(0))

@@ -10,7 +10,13 @@ import pytest
 import torch
 from face_networks import RedCells, SmallIResNet, randomise, write, write_pack
 
-from ipro_core.faces.packs import find_pack, load_face_models, load_recognizer
+from ipro_core.faces.packs import (
+    face_model_names,
+    find_pack,
+    load_face_models,
+    load_recognizer,
+    recognizer_name,
+)
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +40,10 @@ def test_a_recognisers_name_is_its_file_and_the_start_of_its_sha256(pack):
     digest = hashlib.sha256((pack / "w600k_small.onnx").read_bytes()).hexdigest()
     assert load_face_models(pack)[1].name == f"w600k_small.onnx sha256:{digest[:16]}"
     assert load_recognizer(pack).name == load_recognizer(pack / "w600k_small.onnx").name
+
+
+def test_a_recognisers_name_is_known_before_it_is_opened(pack):
+    assert recognizer_name(pack) == load_recognizer(pack).name == face_model_names(pack)[1]
 
 
 def test_landmark_and_attribute_networks_in_the_folder_are_passed_over(pack, tmp_path):

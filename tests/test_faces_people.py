@@ -17,9 +17,10 @@ from ipro_core.faces.pool import build_pool, build_pools
 from ipro_core.faces.tracks import SeenFaces, person_faces, see_faces
 from ipro_core.rewards.face_pool import FacePoolReward
 from ipro_core.tinyworld import FACE_PACK
+from ipro_core.tinyworld.clips import draw_clips
 from ipro_core.tinyworld.painting import render
 from ipro_core.tinyworld.scenes import TinyScene, tiny_scenes
-from ipro_core.tinyworld.world import STATE, Scenes, draw_clips, truth
+from ipro_core.tinyworld.world import STATE, Scenes, truth
 from ipro_core.types import Face, FacePool, GeneratedVideo, Person
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

@@ -18,7 +18,7 @@ from ipro_core.faces.onnx_file import read_onnx
 from ipro_core.faces.onnx_graph import OnnxGraph
 from ipro_core.faces.packs import load_face_models, load_recognizer
 from ipro_core.faces.pool import build_pool, inspect_pool
-from ipro_core.faces.tracks import find_person, person_faces, see_faces
+from ipro_core.faces.tracks import find_person, overlap, person_faces, see_faces
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 PACKS = SHARED / "weights" / "insightface"
@@ -211,6 +211,15 @@ def test_a_close_up_is_missed_at_640_alone_and_found_at_two_scales(models):
     frames = clip("clips/closeup_lp_d3", 3, stride=15)
     assert not any(Detector(models[0].network, "", (640,)).detect(frames))
     assert all(models[0].detect(frames))
+
+
+@pytest.mark.parametrize(("name", "stride"), [("multi_hamilton", 21), ("closeup_lp_d3", 22)])
+def test_nothing_is_missed_for_looking_at_the_second_scale_only_where_it_may_add(models, name, stride):
+    frames = clip(f"clips/{name}", 3, stride)
+    fine, coarse = (Detector(models[0].network, "", (side,)).detect(frames) for side in (640, 320))
+    for faces, first, second in zip(models[0].detect(frames), fine, coarse, strict=True):
+        alone = [face for face in second if all(overlap(face, other) <= 0.4 for other in first)]
+        assert len(faces) == len(first) + len(alone)
 
 
 def test_a_tracked_pool_is_one_person_where_the_largest_face_mixes_several(models):

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from ipro_core.clips.luma import luma
 from ipro_core.clips.video import read_frames
 from ipro_core.evaluation import corruptions
-from ipro_core.evaluation.compare import SceneVideos
+from ipro_core.evaluation.bands import KINDS, band_of
+from ipro_core.evaluation.compare import SceneVideos, compare_videos
 from ipro_core.evaluation.guards import GuardResults, Guards
 from ipro_core.evaluation.guards_page import guard_sections
-from ipro_core.evaluation.hacking import KINDS, ClipSigns, band_of, judge_signs
+from ipro_core.evaluation.hacking import ClipSigns, judge_signs
 from ipro_core.evaluation.quality_measures import open_meter
 from ipro_core.evaluation.quality_settings import QualitySettings
 from ipro_core.evaluation.rates import Rate, corrected_rate
@@ -32,6 +33,7 @@ from ipro_core.evaluation.signs import (
     watch,
 )
 from ipro_core.faces.alignment import crop_faces, template
+from ipro_core.faces.detector import Detector
 from ipro_core.faces.packs import load_face_models
 from ipro_core.tinyworld import FACE_PACK
 from ipro_core.tinyworld.clips import draw_clips
@@ -213,12 +215,11 @@ def test_real_clips_are_seldom_suspected(world):
     signs = [signs_of(clip) for clip in world[1]]
     band = band_of(signs)
     assert not band.reason and band.clips == REAL
-    # By construction at most 5 % of the clips of the band pass a limit: of 22, one.
-    assert all(rate.count <= 1 for rate in band.false_alarms.values())
-    # And as good as none does by the other half's limits, where 10 clips allow 10 % each.
+    # By construction 8 % of the clips of the band at most pass any limit: of 22, one.
+    assert band.any_false_alarm.count <= 1
+    # And few do by the other half's limits, where 11 clips allow one of twelve.
     half = band_of(signs[::2], false_alarms=0.1)
-    found = sum(len(half.suspicions(one)) for one in signs[1::2])
-    assert found <= 0.25 * len(KINDS) * len(signs[1::2])
+    assert sum(bool(half.suspicions(one)) for one in signs[1::2]) <= 3
 
 
 def drawn(generator, count, shift=0.0):
@@ -236,24 +237,36 @@ def drawn(generator, count, shift=0.0):
     return rows
 
 
-def test_each_kind_falls_on_as_many_further_real_clips_as_it_may():
+def test_all_kinds_together_fall_on_as_many_further_real_clips_as_they_may():
     generator = np.random.default_rng(0)
-    shares = {kind.name: [] for kind in KINDS}
+    suspected, shares = [], {kind.name: [] for kind in KINDS}
     for _ in range(120):
         band = band_of(drawn(generator, 39))
         for row in drawn(generator, 12):
             found = band.suspicions(row)
+            suspected.append(bool(found))
             for kind in KINDS:
                 shares[kind.name].append(kind.name in found)
-    # 39 clips: the 38th of 39 scores is passed with probability 1 − 38/40 = 5 %; 120 limits, 1440 clips.
-    assert np.mean(list(shares.values())) == pytest.approx(0.05, abs=0.01)
-    assert all(np.mean(share) == pytest.approx(0.05, abs=0.02) for share in shares.values())
+    # 39 clips: the 37th of 39 is passed with probability 1 − 37/40 = 7.5 %; 120 limits, 1440 clips.
+    assert np.mean(suspected) == pytest.approx(0.075, abs=0.02)
+    # No kind has it all: of equal tails each would have a tenth or so.
+    assert max(np.mean(share) for share in shares.values()) < 0.03
+
+
+def test_a_kind_without_a_number_is_no_suspicion_and_hides_none():
+    generator = np.random.default_rng(3)
+    rows = drawn(generator, 30)
+    for row in rows:
+        row["background"] = float("nan")  # heads fill the picture
+    band = band_of(rows)
+    (clip,) = drawn(generator, 1, shift=-8)
+    assert "pasted face" in band.suspicions(clip) and "still background" not in band.suspicions(clip)
 
 
 def test_few_real_clips_say_little_and_say_so():
     generator = np.random.default_rng(1)
-    few = band_of(drawn(generator, 12))
-    assert "at least 19 real clips are needed, and there are 12" in few.reason
+    few = band_of(drawn(generator, 11))
+    assert "for 8% false alarms at least 12 real clips are needed, and there are 11" in few.reason
     assert few.suspicions(drawn(generator, 1, shift=-50)[0]) == ()
     with pytest.raises(ValueError, match="3 of them say too little"):
         band_of(drawn(generator, 3))
@@ -332,6 +345,56 @@ def test_guards_measure_pairs_in_passing_and_write_their_part_of_the_report(worl
     page = guard_sections(results)
     assert "Suspicions" in page and "pasted face" in page and "DINO" in page
     assert guard_sections(GuardResults()) == ""
+
+
+class Counting(Detector):
+    """Counts the frames that it looks at."""
+
+    looked = 0
+
+    def detect(self, frames_TCHW, threshold=0.5, chunk=0):
+        self.looked += len(frames_TCHW)
+        return super().detect(frames_TCHW, threshold, chunk)
+
+
+def test_faces_are_found_once_in_every_video_with_guards_or_without(world, networks):
+    real = world[1][0][0].frames_TCHW
+    pairs = [
+        SceneVideos("one", "", seed, real[0], real, corruptions.still(real, None), real) for seed in (0, 1)
+    ]
+    told = []
+    for guarded in (False, True):
+        detector = Counting(networks[0].network, networks[0].name, networks[0].long_sides)
+        guards = Guards(8.0, faces=(detector, networks[1]))
+        seen = guards.watch(pairs) if guarded else pairs
+        told.append(compare_videos(seen, detector, networks[1]).figures())
+        # Base and tuned of two seeds and the scene's real clip; the input, by each who asks, for each seed.
+        assert detector.looked == 5 * FRAMES + 2 * (1 + guarded)
+    assert told[0] == told[1]
+    # What the codec made of the real clip is another video.
+    detector.looked = 0
+    guards = Guards(8.0, faces=(detector, networks[1]), decoded=lambda frames: frames * 0.9)
+    compare_videos(guards.watch(pairs[:1]), detector, networks[1])
+    assert detector.looked == 4 * FRAMES + 2
+
+
+def test_what_was_measured_of_quality_on_the_way_is_guarded_and_what_quality_rests_on_is_said(
+    world, networks
+):
+    pairs = [
+        SceneVideos(f"scene {n}", "", 0, frames[0], frames, frames, measured=measured)
+        for n, (clip, _, _) in enumerate(world[1][:2])
+        for frames in [clip.frames_TCHW]
+        for measured in [
+            {"base": {"sc": 0.8, "aq": 0.5, "tf": 1.0}, "tuned": {"sc": 0.4, "aq": 0.6, "tf": 0.1}}
+        ]
+    ]
+    told = compare_videos(pairs, *networks)
+    held = {one.name: (one.verdict, one.change) for one in told.guards}
+    assert held["sc"] == ("lost", pytest.approx(0.5)) and held["aq"] == ("kept", pytest.approx(1.2))
+    assert "tf" not in held and told.figures()["quality_rests_on"] == "sharpness, sc, aq"
+    plain = compare_videos([replace(pair, measured={}) for pair in pairs], *networks)
+    assert plain.rests_on == "sharpness alone: none of VBench's measures was taken"
 
 
 @pytest.mark.shared

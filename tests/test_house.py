@@ -16,16 +16,19 @@ SOURCES = sorted(CORE.rglob("*.py"))
 ARROWS = {
     "files": set(),
     "cache": {"files"},
+    "chunks": set(),
+    "scorer_files": set(),
+    "scorer": {"files", "chunks", "scorer_files"},
     "types": {"files"},
     "runs": {"files", "types"},
-    "faces": {"files", "types"},
+    "faces": {"files", "types", "chunks", "scorer"},
     "clips": {"files", "cache", "types", "faces"},
-    "rewards": {"files", "types", "faces"},
+    "rewards": {"files", "types", "faces", "scorer"},
     "models": {"files", "types"},
     "sampling": {"cache", "types", "models"},
-    "training": {"types", "faces", "rewards", "models", "sampling", "runs"},
+    "training": {"types", "faces", "rewards", "models", "sampling", "runs", "scorer"},
     "bench": {"types", "models", "sampling", "training"},
-    "evaluation": {"files", "types", "faces", "clips"},
+    "evaluation": {"files", "types", "faces", "clips", "scorer"},
 }
 
 

@@ -10,10 +10,12 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from ..cache import Stage
+from ..faces.clip_face import ClipFace
 from ..faces.detector import Detector
 from ..faces.people import people_shown
 from ..faces.pool import NoFace, build_pools, empty_pool
 from ..faces.recognizer import Recognizer
+from ..faces.references import reference_faces
 from ..types import FacePool
 from .scenes import Scene
 
@@ -54,7 +56,7 @@ def image_stage(
 
 
 def faces_stage(
-    made_by: str, open_models: Callable[[], tuple[Detector, Recognizer]], *, min_face: float = 24.0
+    made_by: str, open_models: Callable[[], tuple[Detector, Recognizer | ClipFace]], *, min_face: float = 24.0
 ) -> Stage[Scene]:
     """The face pools of the clip's people, seen as large as it was filmed; see `pools_of`. The subject's is
     first, an empty one where no face is; of the others those are kept whom the input image shows as the model
@@ -78,6 +80,25 @@ def faces_stage(
 
     key = {"stage": "faces", "made_by": made_by, "min_face": min_face, "people": "all"}
     return Stage("faces", lambda scene: {**key, **scene.key()}, make)
+
+
+def pictures_stage(
+    made_by: str, open_models: Callable[[], tuple[Detector, Recognizer | ClipFace]]
+) -> Stage[Scene]:
+    """`squares` and `points` of the person's face in each picture, see `ReferenceFaces`."""
+
+    def make() -> Callable[[Scene], Mapping[str, Tensor]]:
+        models = open_models()
+
+        def found(scene: Scene) -> dict[str, Tensor]:
+            pictures = [picture for piece in scene.pieces() for picture in piece]
+            faces = reference_faces(pictures, *models)
+            return {"squares": faces.squares_P3SS, "points": faces.points_P52}
+
+        return found
+
+    key = {"stage": "pictures", "made_by": made_by}
+    return Stage("pictures", lambda scene: {**key, **scene.key()}, make)
 
 
 def _parts(number: int, pool: FacePool) -> dict[str, Tensor]:

@@ -45,8 +45,11 @@ class NobodyAnswers(ValueError):
 class VisionClient:
     """Asks, checks, remembers."""
 
-    def __init__(self, settings: VisionSettings, cache: Path) -> None:
-        """`cache`: a JSONL file that keeps valid answers.
+    def __init__(self, settings: VisionSettings, cache: Path, sends: str = "Pictures of the clips") -> None:
+        """
+        Args:
+            cache: a JSONL file that keeps valid answers.
+            sends: what goes to the server, for the warning where that is another machine.
 
         Raises:
             ValueError: the address is none.
@@ -58,7 +61,7 @@ class VisionClient:
             raise ValueError(f"The vision endpoint must be an address such as {OLLAMA}, not {endpoint!r}.")
         here = parts.hostname in LOOPBACK
         if not here:
-            log.warning("Pictures of the clips are sent to %s.", parts.hostname)
+            log.warning("%s are sent to %s.", sends, parts.hostname)
         self.address = endpoint.rstrip("/") + "/chat/completions"
         # Nobody in between for this machine's own address; and never elsewhere than where the user said.
         handlers = [urllib.request.ProxyHandler({})] if here else []
@@ -70,7 +73,7 @@ class VisionClient:
         """The answer, an object of the schema; None if no valid one came.
 
         Args:
-            pictures: JPEG files.
+            pictures: JPEG files; none for a question to any language model.
 
         Raises:
             NobodyAnswers: there is no server, or it refuses.
@@ -87,7 +90,7 @@ class VisionClient:
         }
         request = {
             "model": self.settings.vision_model,
-            "messages": [{"role": "user", "content": content}],
+            "messages": [{"role": "user", "content": content if pictures else question}],
             "temperature": 0,
             "seed": 0,
             "max_tokens": 1000,

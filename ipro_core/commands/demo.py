@@ -44,7 +44,7 @@ def demo(options: argparse.Namespace) -> dict[str, Any]:
 
 def demo_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", type=Path, help="The run's folder; default: a new one under runs.")
-    parser.set_defaults(resume=False, clips=[], votes=None, lora=None)
+    parser.set_defaults(resume=False, clips=[], references=[], person="", votes=None, lora=None)
     add_tuning(parser)
     add_judging(parser)
 

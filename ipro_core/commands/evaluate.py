@@ -19,23 +19,26 @@ from ..evaluation.report import write_report
 from ..evaluation.study_sources import keep_videos
 from ..evaluation.verdict import Comparison
 from ..files import write_atomically
-from ..job import recent_kl, shareable, showing_faces
+from ..job import check_judge, recent_kl, shareable, showing_faces
 from ..runs import read_metrics
 from ..studio import Sampler, Studio
-from ..tinyworld.scenes import tiny_scenes
+from ..tinyworld.scenes import PROMPTS_HELD_OUT, tiny_scenes
 from ..training.settings import SamplingSettings
 from .evaluate_videos import compare_files, given_videos, told, videos_arguments
 from .flags import given_knobs, progress
 from .guards import add_guards, guard_lines, open_guards
 from .opening import (
+    PERSON,
     SAMPLING,
     add_networks,
+    add_person,
     add_sampling,
     check_adapter,
     judged_config,
     open_job,
     open_tuned,
     prepare,
+    scenes_of_person,
     warn_of_known_clips,
 )
 
@@ -56,10 +59,16 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     config = judged_config(options)
     job = open_job(options, config, given_knobs(options, *SAMPLING))
     studio = job.studio
-    if job.is_wan and not options.clips:
-        raise ValueError("Wan is judged on clips of people it was not tuned on: give them with --clips.")
-    warn_of_known_clips(options.clips, config.get("clips", []))
-    scenes = studio.read_clips(find_clips(options.clips, "evaluation"))
+    check_judge(studio)
+    if "pictures" in job.plan.method.wants:  # the same person, with other prompts where the world has them
+        references = options.references or [Path(file) for file in config.get("clips", [])]
+        person = options.person or config.get("person", PERSON)
+        scenes = scenes_of_person(references, job, person, PROMPTS_HELD_OUT)
+    else:
+        if job.is_wan and not options.clips:
+            raise ValueError("Wan is judged on clips of people it was not tuned on: give them with --clips.")
+        warn_of_known_clips(options.clips, config.get("clips", []))
+        scenes = studio.read_clips(find_clips(options.clips, "evaluation"))
     report = options.report or (options.run or Path()) / "report.html"
 
     def show(scene: str, film_TCHW: Tensor) -> None:
@@ -79,6 +88,7 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lora", type=Path, help="Or a LoRA file.")
     clips = "Clips of people never trained on, folders of them, or a manifest of `ipro curate`."
     parser.add_argument("--clips", nargs="+", type=Path, default=[], help=clips)
+    add_person(parser)
     parser.add_argument("--report", type=Path, help="The page to write; default: report.html in the run.")
     videos_arguments(parser)
     add_networks(parser)
@@ -139,9 +149,10 @@ def judge(
 
     kl = recent_kl(options.run) if options.run else None
     other = studio.judge.open() if studio.judge else None
+    # The guards' own, because they pass on what they found with them.
+    faces = guards.faces if guards and guards.faces else studio.faces.open()
     with closing(watched()) as pairs:  # the bar goes before a refusal is told
-        seen = guards.watch(pairs) if guards else pairs
-        return compare_videos(seen, *studio.faces.open(), other, kl=kl)
+        return compare_videos(guards.watch(pairs) if guards else pairs, *faces, other, kl=kl)
 
 
 def write_reports(
@@ -185,6 +196,7 @@ def table(comparison: Comparison, report: Path) -> str:
     for one in comparison.guards:
         change = f"{one.unit} {one.change:+.3f}, least {one.margin:g}"
         lines.append(f"guard          {one.name}: {one.verdict} ({change})")
+    lines.append(f"quality        rests on {comparison.rests_on}")
     lines += _people_lines(comparison)
     lines.append(
         f"face found in  base {comparison.coverage('base'):.0%}   tuned {comparison.coverage('tuned'):.0%}   "

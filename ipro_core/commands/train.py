@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from ..clips.person import find_pictures
 from ..clips.scenes import Scene, find_videos
 from ..evaluation.preferred import VOTES, voted_place, voted_scenes
 from ..evaluation.study_design import QUESTIONS
@@ -23,7 +24,7 @@ from ..training.presets import PRESETS
 from ..training.settings import LoopSettings, SamplingSettings
 from ..types import Framing
 from .flags import add_knobs, given_knobs, progress
-from .opening import FILES, add_networks, open_job, prepare
+from .opening import FILES, PERSON, add_networks, add_person, open_job, prepare, scenes_of_person
 
 logger = logging.getLogger("ipro")
 
@@ -59,6 +60,7 @@ def train_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="Clips to tune on, folders of them (clip.txt its prompt), or a manifest of `ipro curate`.",
     )
+    add_person(parser)
     votes = "A blind study (`ipro study`) whose voted pairs DPO learns from, in the place of clips."
     parser.add_argument("--votes", type=Path, help=votes)
     asked = "Which question's votes; default: identity."
@@ -98,14 +100,11 @@ def tune(options: argparse.Namespace) -> None:
         tuned=True,
     )
     studio, plan = job.studio, job.plan
-    clips = [str(clip.resolve()) for clip in find_videos(options.clips)] or begun.get("clips", [])
-    if options.votes:
-        clips = [voted_place(options.votes, options.question)]
-    if job.is_wan and not clips:
-        raise ValueError("There is nothing to tune on: give --clips with video files, or folders of them.")
-    scenes = _scenes(job, clips)
+    clips, scenes = _scenes(options, job, begun)
     count = options.scenes or begun.get("scenes", SCENES)
     config = job.config(clips, count, name_of_scenes(scenes))
+    if "pictures" in plan.method.wants:
+        config["person"] = options.person or begun.get("person", PERSON)
     may_differ, device = (*MAY_DIFFER, *MOVED), str(studio.device)
     opened = (
         Run.open(options.run, config, may_differ=may_differ, device=device)
@@ -117,7 +116,7 @@ def tune(options: argparse.Namespace) -> None:
         if job.is_wan:
             told, size = sum(bool(scene.prompt) for scene in scenes), plan.framing
             logger.info(
-                f"{studio.base} ({studio.kind}): {len(scenes)} clips, {told} with a prompt; "
+                f"{studio.base} ({studio.kind}): {len(scenes)} scenes, {told} with a prompt; "
                 f"{size.frames} frames of {size.width}x{size.height}; "
                 f"{plan.loop.updates} updates of {plan.loop.batch_size} videos."
             )
@@ -142,12 +141,29 @@ def tune(options: argparse.Namespace) -> None:
         save_adapter(options.run, run.adapters / LORA)
 
 
-def _scenes(job: Job, clips: Sequence[str]) -> Sequence[Scene]:
+def _scenes(
+    options: argparse.Namespace, job: Job, begun: Mapping[str, Any]
+) -> tuple[list[str], Sequence[Scene]]:
+    """The files that are tuned on, and the scenes they make; none: the embedded world's."""
+    of_person, kept = "pictures" in job.plan.method.wants, list(begun.get("clips", []))
+    if of_person and (options.clips or options.votes):
+        raise ValueError("PersonalVideo is tuned on pictures and prompts: give --references, not --clips.")
+    if options.references and not of_person:
+        raise ValueError("--references are for --method personal-video: give clips with --clips.")
+    if of_person:
+        files = [str(file.resolve()) for file in find_pictures(options.references)] or kept
+        person = options.person or begun.get("person", PERSON)
+        return files, scenes_of_person([Path(file) for file in files], job, person)
+    clips = [str(clip.resolve()) for clip in find_videos(options.clips)] or kept
+    if options.votes:
+        clips = [voted_place(options.votes, options.question)]
+    if job.is_wan and not clips:
+        raise ValueError("There is nothing to tune on: give --clips with video files, or folders of them.")
     if not any(VOTES in clip for clip in clips):
-        return job.studio.read_clips(clips) if clips else []
+        return clips, job.studio.read_clips(clips) if clips else []
     if not isinstance(job.plan.method, DpoSettings):
         raise ValueError("Votes on pairs of videos are what DPO learns from: give --method dpo with --votes.")
-    return [scene for clip in clips for scene in voted_scenes(clip, job.studio.framing)]
+    return clips, [scene for clip in clips for scene in voted_scenes(clip, job.studio.framing)]
 
 
 def _told(metrics: Mapping[str, float]) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Base against tuned on people never trained on: same scene, seed and noise, so only the adapter differs."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -41,6 +41,10 @@ class SceneVideos:
     people: Mapping[str, Tensor] = field(default_factory=dict)
     """Name → faces (P, D) of the reward's recogniser, if several people are to be kept; then they are the
     references, and the one kept worst is the headline."""
+    seen: Mapping[str, SeenFaces] = field(default_factory=dict)
+    """By "base", "tuned" and "real": the faces, where somebody has found them with the same networks."""
+    measured: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """By the same: figures of quality, where somebody has measured them; what `MARGINS` names is guarded."""
 
     @property
     def videos(self) -> dict[str, Tensor]:
@@ -69,6 +73,9 @@ def detail(frames_TCHW: Tensor) -> float:
 
 
 SHARPNESS = Quality("sharpness", detail, margin=0.9)
+MARGINS = {"sc": 0.99, "bc": 0.99, "aq": 0.99, "iq": 0.99, "ms": 0.99, "dd_top5_rel": 0.8}
+"""The least tuned / base of VBench's figures, whose networks are a user's to bring. Temporal flickering is no
+guard: it rewards standing still."""
 
 
 def compare_videos(
@@ -89,18 +96,18 @@ def compare_videos(
         judge: a second, independent recogniser, on the same tracks; where people have pools it is not asked.
         given: frames at the beginning that are the input image and do not count.
         kl: of the tuned model to the frozen one, if known; passed through.
-        quality: what else must not be lost; each becomes a guard.
+        quality: what else must not be lost; each becomes a guard, as does what was measured on the way.
 
     Raises:
         ValueError: there is no scene, the judge is the reward's own, or a reference shows no face (its scene
             is named).
     """
-    if judge is not None and judge.name == recognizer.name:
-        raise ValueError(
-            f"The judge is the reward's own recogniser ({judge.name}), which sees what it was tuned for: "
-            "give another one, or none."
-        )
-    pairs = tuple(_measure(videos, detector, recognizer, judge, given, quality) for videos in scenes)
+    if judge is not None:
+        refuse_own_judge(recognizer.name, judge.name)
+    pairs = tuple(
+        _measure(videos, seen, detector, recognizer, judge, given, quality)
+        for videos, seen in _looked_at(scenes, detector, recognizer)
+    )
     names = [pair.scene for pair in pairs]
 
     def gain(measure: Callable[[VideoResult], float]) -> Gain:
@@ -117,8 +124,43 @@ def compare_videos(
         stranger_floor=stranger_floor([reference_D for reference_D, _ in references.values()]),
         kl=kl,
         judge_floor=stranger_floor(by_judge),
-        margins={one.name: one.margin for one in quality},
+        margins={one.name: one.margin for one in quality} | _margins(pairs),
     )
+
+
+def _margins(pairs: Sequence[PairResult]) -> dict[str, float]:
+    """Of the figures that were measured on some pair on the way."""
+    return {
+        name: margin
+        for name, margin in MARGINS.items()
+        if any(math.isfinite(pair.tuned.quality.get(name, math.nan)) for pair in pairs)
+    }
+
+
+def refuse_own_judge(recognizer: str, judge: str) -> None:
+    """Raise ValueError where both names are one."""
+    if judge == recognizer:
+        raise ValueError(
+            f"The judge is the reward's own recogniser ({judge}), which sees what it was tuned for: "
+            "give another one, or none."
+        )
+
+
+def _looked_at(
+    scenes: Iterable[SceneVideos], detector: Detector, recognizer: Recognizer
+) -> Iterator[tuple[SceneVideos, dict[str, SeenFaces]]]:
+    """Each pair with the faces of its videos, unless they were found on the way here; those of a real clip
+    once for all the seeds of its scene."""
+    last: tuple[str, SeenFaces] | None = None
+    for videos in scenes:
+        seen = dict(videos.seen)
+        if last and last[0] == videos.scene:
+            seen.setdefault("real", last[1])
+        for which, frames_TCHW in videos.videos.items():
+            if which not in seen:
+                seen[which] = see_faces(frames_TCHW, detector, recognizer)
+        last = (videos.scene, seen["real"]) if "real" in seen else None
+        yield videos, seen
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +176,7 @@ class _Looked:
 
 def _measure(
     videos: SceneVideos,
+    seen: Mapping[str, SeenFaces],
     detector: Detector,
     recognizer: Recognizer,
     judge: Recognizer | None,
@@ -142,19 +185,16 @@ def _measure(
 ) -> PairResult:
     assert len(videos.base_TCHW) == len(videos.tuned_TCHW), "two videos of one length"
     frames = videos.videos
-    seen = {which: see_faces(taken, detector, recognizer) for which, taken in frames.items()}
     judge_D = None
     try:
         if videos.people:
             reference_D = normalize(torch.cat(list(videos.people.values())).mean(dim=0), dim=0)
-            looked = {which: _look_for_all(videos, one, recognizer, given) for which, one in seen.items()}
+            looked = {which: _look_for_all(videos, seen[which], recognizer, given) for which in frames}
         else:
             face = find_reference(videos.reference_CHW, detector)
             reference_D = embed_reference(videos.reference_CHW, face, recognizer)
             judge_D = embed_reference(videos.reference_CHW, face, judge) if judge else None
-            looked = {
-                which: _look_for_one(one, reference_D, recognizer, given) for which, one in seen.items()
-            }
+            looked = {which: _look_for_one(seen[which], reference_D, recognizer, given) for which in frames}
     except ValueError as error:
         raise ValueError(f"Scene {videos.scene}: {error}") from None
     shown = _strip_frames(min(map(len, frames.values())), looked["tuned"].facesim)
@@ -178,7 +218,8 @@ def _measure(
             motion=motion,
             turn=turn,
             strip_SCHW=thumbnails(taken[list(shown)], _window(looked, frames, which)),
-            quality={measure.name: measure.measure(taken) for measure in quality},
+            quality={measure.name: measure.measure(taken) for measure in quality}
+            | {name: value for name, value in videos.measured.get(which, {}).items() if name in MARGINS},
             people=one.people,
         )
 

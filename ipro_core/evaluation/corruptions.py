@@ -75,6 +75,13 @@ def other_face(frames_TCHW: Tensor, track: FaceTrack, crop_CHW: Tensor, *, at_on
     return lay_faces(frames_TCHW, crops + share * (other - crops), track.points_T52)
 
 
+def swapped_faces(frames_TCHW: Tensor, one: FaceTrack, other: FaceTrack, *, start: int) -> Tensor:
+    """From frame `start` on, later than the first, each of two people has the other's face."""
+    crops = [crop_faces(frames_TCHW, track.points_T52, CROP) for track in (one, other)]
+    out = lay_faces(lay_faces(frames_TCHW, crops[1], one.points_T52), crops[0], other.points_T52)
+    return torch.cat([frames_TCHW[:start], out[start:]])
+
+
 def frozen_background(frames_TCHW: Tensor, track: FaceTrack) -> Tensor:
     """All but the head stands still as in the first frame."""
     head = _cover(frames_TCHW, track.points_T52, reach=3.0)

@@ -142,7 +142,12 @@ def face_sim(
 
 
 def find_reference(reference_CHW: Tensor, detector: Detector) -> Face:
-    """The largest face of the input image.
+    """The largest face of the input image; raises as `reference_faces`."""
+    return largest(reference_faces(reference_CHW, detector))
+
+
+def reference_faces(reference_CHW: Tensor, detector: Detector) -> list[Face]:
+    """The faces of the input image.
 
     Raises:
         ValueError: it shows none.
@@ -150,6 +155,10 @@ def find_reference(reference_CHW: Tensor, detector: Detector) -> Face:
     (faces,) = detector.detect(reference_CHW[None])
     if not faces:
         raise ValueError("The reference image shows no face: choose one in which the person's face is seen.")
+    return faces
+
+
+def largest(faces: Sequence[Face]) -> Face:
     return max(faces, key=lambda face: float((face.box_4[2:] - face.box_4[:2]).prod()))
 
 

@@ -3,7 +3,7 @@ measured on the pairs as they pass by on their way to `compare_videos`."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,6 +15,7 @@ from ..clips.video import write_video
 from ..clips.vision import VisionClient
 from ..faces.detector import Detector
 from ..faces.recognizer import Recognizer
+from ..faces.tracks import SeenFaces
 from .compare import SceneVideos
 from .hacking import ClipSigns, Hacking, judge_signs
 from .quality_measures import ClipQuality, Quality, QualityMeter
@@ -91,15 +92,15 @@ class Guards:
         """The last scene's real clip and its quality: the seeds of a scene share it."""
 
     def watch(self, pairs: Iterable[SceneVideos]) -> Iterator[SceneVideos]:
-        """The same pairs; each is measured before it goes on."""
+        """The same pairs; each is measured before it goes on, with what was found."""
         for number, pair in enumerate(pairs):
-            self._measure(pair)
+            seen = self._measure(pair)
             if self._videos:
                 for which, frames_TCHW in (("base", pair.base_TCHW), ("tuned", pair.tuned_TCHW)):
                     place = Path(self._videos.name) / which
                     place.mkdir(exist_ok=True)
                     write_video(place / f"{number:05d}.mp4", frames_TCHW, self.fps)
-            yield pair
+            yield replace(pair, seen=seen, measured=self._quality[-1].figures if self._quality else {})
 
     def results(self) -> GuardResults:
         """After the last pair; vbench runs now."""
@@ -118,7 +119,8 @@ class Guards:
         )
 
     @torch.no_grad()
-    def _measure(self, pair: SceneVideos) -> None:
+    def _measure(self, pair: SceneVideos) -> dict[str, SeenFaces]:
+        """Of the pair's own videos: the faces, where they were looked for."""
         videos = {"base": pair.base_TCHW, "tuned": pair.tuned_TCHW}
         known = self._real is not None and self._real[0] == pair.scene
         if pair.real_TCHW is not None and not known:
@@ -149,6 +151,8 @@ class Guards:
             }
             self._signs.append(ClipSigns(pair.scene, pair.seed, signs))
             self._ask(pair, clips, reference_D)
+        # A real clip that went through the codec is another video.
+        return {which: clip.seen for which, clip in clips.items() if which != "real" or self.decoded is None}
 
     def _ask(self, pair: SceneVideos, clips: Mapping[str, Watched], reference_D: Tensor) -> None:
         """The vision model of both videos, and of the scene's control clips once."""

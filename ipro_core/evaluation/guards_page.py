@@ -4,8 +4,9 @@ clips."""
 import math
 from html import escape
 
+from .bands import KINDS
 from .guards import GuardResults
-from .hacking import KINDS, Hacking
+from .hacking import Hacking
 from .quality_measures import Quality, licence_of
 from .rates import Rate
 from .signs import SIGNS
@@ -57,8 +58,8 @@ def _hacking(hacking: Hacking) -> str:
         "<th>rise from base to tuned, in real clips’ deviations</th><th>base</th><th>tuned</th>"
         f"<th>real clips</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>{note}"
         '<p class="note">Shares of suspected clips with Wilson’s interval. Limits are set by '
-        f"{hacking.band.clips} real clips, each scored by the others. A suspicion is no verdict: look at the "
-        "clips.</p>"
+        f"{hacking.band.clips} real clips, each scored by the others, for all kinds together. A suspicion is "
+        "no verdict: look at the clips.</p>"
         '<details><summary>Every sign</summary><div class="wide"><table class="numbers"><thead><tr><th></th>'
         f"<th>base</th><th>tuned</th><th>real</th></tr></thead><tbody>{signs}</tbody></table></div></details>"
         "</section>"

@@ -1,10 +1,4 @@
-"""Which clips look hacked, by comparison with real clips (Section 4.3, Table 6): suspicions, not verdicts.
-
-The signs of a clip become scores, in standard deviations of the real clips. What is suspect is set by the
-real clips themselves: each of them is scored by the others, and the limit is passed by the wanted share of
-them. A rule of "two signs outside the 5 to 95 % band" would suspect a third of the real clips: fifteen
-signs leave it often.
-"""
+"""Which clips look hacked, by comparison with real clips (Section 4.3, Table 6): suspicions, not verdicts."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,142 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from .bands import FALSE_ALARMS, KINDS, Band, Signs, band_of
 from .rates import Rate
-from .signs import NAMES, SIGNS, Sign
-from .statistics import Gain, paired_gain
+from .signs import NAMES, SIGNS
+from .statistics import Gain, finite_gain
 
-FALSE_ALARMS = 0.05
-"""The share of real clips that each kind of suspicion may fall on."""
 LEAST_RISE = 0.3
 """Standard deviations of the real clips by which a score must rise from base to tuned to be told."""
-MOST = 6.0
-"""Standard deviations; more are counted as this many, so that one broken sign does not rule a mean."""
-LEAST_CLIPS = 4
-Signs = Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Kind:
-    """One kind of suspicion: signs, and in which direction each speaks for it."""
-
-    name: str
-    suspicion: str
-    low: tuple[str, ...] = ()
-    high: tuple[str, ...] = ()
-    together: bool = False
-    """Whether the signs' mean counts, because each alone is weak; else the strongest."""
-
-    def score(self, z: Mapping[str, float]) -> float:
-        values = [-z[name] for name in self.low] + [z[name] for name in self.high]
-        values = [value for value in values if math.isfinite(value)]
-        if not values:
-            return math.nan
-        return sum(values) / len(values) if self.together else max(values)
-
-
-KINDS = (
-    Kind(
-        "stiffness",
-        "the face moves and changes less than real ones do",
-        low=("face_change", "expression", "turn", "diversity"),
-        high=("likeness", "copy_index"),
-        together=True,
-    ),
-    Kind(
-        "pasted face",
-        "one picture of the face is laid on the moving head",
-        low=("face_change",),
-        high=("copy_index",),
-    ),
-    Kind("frontal", "the head is kept frontal", low=("frontal",)),
-    Kind(
-        "other face",
-        "the face becomes or jumps to another one",
-        low=("likeness", "coverage"),
-        high=("jump", "diversity"),
-    ),
-    Kind(
-        "surface",
-        "the face is smoothed, sharpened, blocky or flickers",
-        low=("sharpness",),
-        high=("sharpness", "blocks", "flicker"),
-    ),
-    Kind("size", "the face grows", high=("growth",)),
-    Kind("more faces", "faces appear", high=("extra_faces",)),
-    Kind("still background", "all but the head stands still", low=("background",)),
-)
-
-
-@dataclass(frozen=True, eq=False)
-class Band:
-    """What real clips look like, and from where a clip does not."""
-
-    middle: Mapping[str, float]
-    """Median of each sign, of ratios their logarithm; NaN for one that no real clip has."""
-    spread: Mapping[str, float]
-    limits: Mapping[str, float]
-    """Of each kind's score; infinite where the clips are too few to say."""
-    real_scores: Mapping[str, tuple[float, ...]]
-    """Of each real clip against the others."""
-    clips: int
-    reason: str = ""
-    """What cannot be said, and why."""
-
-    def scores(self, signs: Signs) -> dict[str, float]:
-        return _scores(signs, self.middle, self.spread)
-
-    def suspicions(self, signs: Signs) -> tuple[str, ...]:
-        """The kinds whose limit the clip passes."""
-        scores = self.scores(signs)
-        return tuple(name for name, limit in self.limits.items() if scores[name] > limit)
-
-    @property
-    def any_false_alarm(self) -> Rate:
-        """How many of the real clips any suspicion falls on."""
-        rows = zip(*self.real_scores.values(), strict=True)
-        limits = self.limits.values()
-        found = [any(s > limit for s, limit in zip(row, limits, strict=True)) for row in rows]
-        return Rate(sum(found), len(found))
-
-    @property
-    def false_alarms(self) -> dict[str, Rate]:
-        """How many of the real clips each kind falls on."""
-        return {
-            name: Rate(sum(score > self.limits[name] for score in scores), len(scores))
-            for name, scores in self.real_scores.items()
-        }
-
-
-def band_of(real: Sequence[Signs], *, false_alarms: float = FALSE_ALARMS) -> Band:
-    """The band of real clips, one row of signs for each.
-
-    Raises:
-        ValueError: they are fewer than four.
-    """
-    count = len(real)
-    if count < LEAST_CLIPS:
-        raise ValueError(
-            f"What a hacked face looks like is measured on real clips, and {count} of them say too little: "
-            f"give at least {LEAST_CLIPS}, better 40."
-        )
-    table = np.array([[_value(sign, signs) for sign in SIGNS] for signs in real])
-    left_out = [_scores(signs, *_fitted(np.delete(table, row, axis=0))) for row, signs in enumerate(real)]
-    scores = {kind.name: tuple(row[kind.name] for row in left_out) for kind in KINDS}
-    # Among n clips a further one passes the k-th smallest of their scores with probability 1 − k / (n + 1).
-    rank = math.ceil((1 - false_alarms) * (count + 1))
-    enough = rank <= count
-    table_NK = np.nan_to_num(np.array(list(scores.values())).T, nan=-np.inf)
-    limits_K = np.sort(table_NK, axis=0)[rank - 1] if enough else np.full(len(KINDS), np.inf)
-    limits = {kind.name: float(limit) for kind, limit in zip(KINDS, limits_K, strict=True)}
-    needed = math.ceil(1 / false_alarms) - 1
-    reason = (
-        ""
-        if enough
-        else f"No single clip is called suspect: for {false_alarms:.0%} false alarms at least {needed} real "
-        f"clips are needed, and there are {count}."
-    )
-    middle, spread = _fitted(table)
-    return Band(middle, spread, limits, scores, count, reason)
 
 
 @dataclass(frozen=True)
@@ -247,15 +112,6 @@ class Hacking:
         }
 
 
-def finite_gain(rows: Sequence[tuple[str, float, float]]) -> Gain | None:
-    """Of (scene, base, tuned), those that are numbers; None without any."""
-    known = [row for row in rows if math.isfinite(row[1]) and math.isfinite(row[2])]
-    if not known:
-        return None
-    scenes, base, tuned = zip(*known, strict=True)
-    return paired_gain(base, tuned, scenes)
-
-
 def judge_signs(clips: Sequence[ClipSigns], *, false_alarms: float = FALSE_ALARMS) -> Hacking:
     """Compare generated clips with the real ones among them; a scene's real clip counts once."""
     real = {clip.scene: clip.signs["real"] for clip in clips if "real" in clip.signs}
@@ -263,28 +119,3 @@ def judge_signs(clips: Sequence[ClipSigns], *, false_alarms: float = FALSE_ALARM
         return Hacking(tuple(clips), band_of(list(real.values()), false_alarms=false_alarms))
     except ValueError as reason:
         return Hacking(tuple(clips), None, str(reason))
-
-
-def _value(sign: Sign, signs: Signs) -> float:
-    value = signs[sign.name]
-    # A thousandth is as good as nothing: the logarithm of 0 would end every mean.
-    return math.log(max(value, 1e-3)) if sign.ratio and math.isfinite(value) else value
-
-
-def _fitted(table_NS: np.ndarray) -> tuple[dict[str, float], dict[str, float]]:
-    middle, spread = {}, {}
-    for column, sign in zip(table_NS.T, SIGNS, strict=True):
-        known = column[np.isfinite(column)]
-        middle[sign.name] = float(np.median(known)) if len(known) else math.nan
-        spread[sign.name] = max(float(known.std()) if len(known) else 0.0, sign.grain, 1e-3)
-    return middle, spread
-
-
-def _scores(signs: Signs, middle: Mapping[str, float], spread: Mapping[str, float]) -> dict[str, float]:
-    z = {
-        sign.name: min(MOST, max(-MOST, (_value(sign, signs) - middle[sign.name]) / spread[sign.name]))
-        if math.isfinite(signs[sign.name]) and math.isfinite(middle[sign.name])
-        else math.nan
-        for sign in SIGNS
-    }
-    return {kind.name: kind.score(z) for kind in KINDS}

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from . import quality
-from .hacking import finite_gain
 from .quality_networks import Opened, farneback, open_network, preprocessing_hash
 from .quality_settings import Dimension, QualitySettings
 from .quality_weights import WEIGHTS, NotHere
-from .statistics import Gain
+from .statistics import Gain, finite_gain
 
 Measure = Callable[[Tensor, float], dict[str, float]]
 """Frames in [0, 1] and frames a second → figures by name."""

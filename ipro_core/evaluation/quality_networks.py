@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from ..files import sha256
+from ..scorer import load_image_encoder
 from .quality_weights import WEIGHTS, NotHere, find_weights, read_tensors
-
-LARGE_HEADS = {"num_attention_heads": 16, "projection_dim": 768}
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,24 +79,13 @@ def _dino(path: Path, device: torch.device | str) -> Callable[[Tensor], Tensor]:
 
 
 def _clip(path: Path, device: torch.device | str, patch: int) -> Callable[[Tensor], Tensor]:
-    from transformers import CLIPConfig, CLIPVisionConfig, CLIPVisionModelWithProjection
-
-    large: dict[str, Any] = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
-    size: dict[str, Any] = {"projection_dim": 512} if patch == 32 else large | LARGE_HEADS
-    config: Any = CLIPVisionConfig(patch_size=patch, **size)
-    if path.is_dir():
-        whole = CLIPConfig.from_pretrained(path, local_files_only=True)
-        config = whole.vision_config
-        config.projection_dim = whole.projection_dim
-    tensors = {
-        name: value
-        for name, value in read_tensors(path).items()
-        if name.startswith("vision_model.") or name == "visual_projection.weight"
-    }
-    model = _from_transformers(CLIPVisionModelWithProjection, config, tensors, path, "position_ids").to(
-        device
-    )
-    return lambda pictures: model(pixel_values=pictures.to(device)).image_embeds
+    try:
+        encoder = load_image_encoder(path, device)
+    except ValueError as error:
+        raise NotHere(str(error)) from None
+    if encoder.vision.config.patch_size != patch:
+        raise NotHere(f"{path.name} is a CLIP of patches of {encoder.vision.config.patch_size}, not {patch}.")
+    return lambda pictures: encoder.vision(pixel_values=pictures.to(device)).image_embeds
 
 
 def _aesthetic(path: Path, device: torch.device | str) -> Callable[[Tensor], Tensor]:

@@ -180,7 +180,7 @@ def _on_scale(mean: float, scale: Scale | None) -> str:
 def _guards(comparison: Comparison) -> str:
     note = (
         '<p class="note">A guard is kept if its whole interval lies above the margin; "not shown" means that '
-        "so few scenes cannot tell.</p>"
+        f"so few scenes cannot tell. Quality rests on {escape(comparison.rests_on)}.</p>"
     )
     head = "<th></th><th>tuned against base, 95 %</th><th>margin</th><th></th>"
     return section("Guards", note + table(head, "".join(map(_guard, comparison.guards))))

@@ -16,9 +16,9 @@ from ..clips.measures import nose_place, quality
 from ..faces.alignment import crop_faces, similarity, template
 from ..faces.detector import Detector
 from ..faces.recognizer import Recognizer
-from ..faces.tracks import SeenFaces, follow_person, see_faces, track_person
+from ..faces.tracks import SeenFaces, follow_person, see_faces, track_of
 from ..types import FaceTrack
-from .facesim import embed_reference, find_reference
+from .facesim import embed_reference, largest, reference_faces
 from .motion import head_turn
 from .registering import unlike
 
@@ -87,7 +87,7 @@ def watch(
     return Watched(
         frames_TCHW,
         seen,
-        track_person(seen.detections, seen.embeddings, reference_D=reference_D),
+        track_of({t: seen.detections[t][face] for t, face in followed.items()}, len(seen.detections)),
         torch.stack(vectors) if vectors else torch.zeros(0, recognizer.dim),
         torch.tensor(times, dtype=torch.long),
     )
@@ -256,5 +256,5 @@ def input_face(reference_CHW: Tensor, detector: Detector, recognizer: Recognizer
     Raises:
         ValueError: it shows none.
     """
-    face = find_reference(reference_CHW, detector)
-    return embed_reference(reference_CHW, face, recognizer), len(detector.detect(reference_CHW[None])[0])
+    faces = reference_faces(reference_CHW, detector)
+    return embed_reference(reference_CHW, largest(faces), recognizer), len(faces)

@@ -109,3 +109,12 @@ def _sign_flip(gains_S: np.ndarray, seed: int) -> float:
         signs[0] = 1  # the observed one belongs to the set, so p is never 0
     flipped, observed = abs(signs @ gains_S), abs(gains_S.sum())
     return float((flipped >= observed - 1e-12).mean())
+
+
+def finite_gain(rows: Sequence[tuple[str, float, float]]) -> Gain | None:
+    """Of (scene, base, tuned), those that are numbers; None without any."""
+    known = [row for row in rows if math.isfinite(row[1]) and math.isfinite(row[2])]
+    if not known:
+        return None
+    scenes, base, tuned = zip(*known, strict=True)
+    return paired_gain(base, tuned, scenes)

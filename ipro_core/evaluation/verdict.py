@@ -191,6 +191,13 @@ class Comparison:
             ),
         )
 
+    @property
+    def rests_on(self) -> str:
+        """What the guards of quality rest on, in words."""
+        if list(self.margins) == ["sharpness"]:
+            return "sharpness alone: none of VBench's measures was taken"
+        return ", ".join(self.margins) or "nothing: none was measured"
+
     @cached_property
     def p_holm(self) -> dict[str, float]:
         """The p-values of all that is claimed, adjusted for being several."""
@@ -253,6 +260,7 @@ class Comparison:
                 "transfer_calibrated": transfer.calibrated if transfer else None,
                 "motion_ratio": self.motion_ratio,
                 "guards": {one.name: {**vars(one), "verdict": one.verdict} for one in self.guards},
+                "quality_rests_on": self.rests_on,
                 "real_ceiling": self.real_ceiling,
                 "stranger_floor": self.stranger_floor,
                 "judge_ceiling": self.judge_scale.ceiling,

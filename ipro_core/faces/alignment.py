@@ -5,6 +5,7 @@ with one bilinear tap. One tap hands the reward's gradient to a fifth of a large
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +52,7 @@ def similarity(points_T52: Tensor, size: int = 112) -> Tensor:
 
 
 def crop_faces(
-    frames_TCHW: Tensor,
+    frames_TCHW: Tensor | Sequence[Tensor],
     points_T52: Tensor,
     size: int = 112,
     *,
@@ -62,7 +63,7 @@ def crop_faces(
     """One aligned face per frame.
 
     Args:
-        frames_TCHW: in [0, 1].
+        frames_TCHW: in [0, 1]; also one by one, and then one of them several times.
         points_T52: one face per frame, in pixels; carries no gradient.
         antialias: average k × k taps where a crop pixel covers k frame pixels; False: one, as `norm_crop`.
         jitter: standard deviation, in crop pixels, of noise on each landmark; 1 to 2 in training keeps a
@@ -74,7 +75,8 @@ def crop_faces(
     """
     assert len(frames_TCHW) == len(points_T52), "one face per frame"
     if not len(frames_TCHW):
-        return frames_TCHW.new_zeros(0, 3, size, size)
+        like = frames_TCHW if isinstance(frames_TCHW, Tensor) else points_T52
+        return like.new_zeros(0, 3, size, size)
     crop_of_frame = similarity(points_T52, size)
     if jitter:
         place = generator.device if generator else "cpu"
@@ -82,9 +84,10 @@ def crop_faces(
         scale_T = crop_of_frame[:, :, 0].norm(dim=1)  # crop pixels per frame pixel
         crop_of_frame = similarity(points_T52.detach().cpu() + noise_T52 / scale_T[:, None, None], size)
     # unbind, not frames[t]: the backward pass of an index would fill a whole video of zeros for every face.
+    frames = frames_TCHW.unbind() if isinstance(frames_TCHW, Tensor) else frames_TCHW
     crops = [
         _sample(frame_CHW, matrix, size, antialias)
-        for frame_CHW, matrix in zip(frames_TCHW.unbind(), crop_of_frame, strict=True)
+        for frame_CHW, matrix in zip(frames, crop_of_frame, strict=True)
     ]
     return torch.stack(crops)
 
@@ -103,11 +106,13 @@ def _sample(frame_CHW: Tensor, crop_of_frame: Tensor, size: int, antialias: bool
     frame_of_crop = torch.linalg.inv(crop_of_frame[:, :2])
     frame_pixels = frame_of_crop[:, 0].norm().item()  # per crop pixel
     taps = min(max(math.ceil(frame_pixels - 1e-3), 1), MOST_TAPS) if antialias else 1
-    # Pixel centres lie at integers: the taps of crop pixel i lie evenly in [i - 1/2, i + 1/2].
-    place = (torch.arange(size * taps, dtype=frame.dtype, device=frame.device) + 0.5) / taps - 0.5
-    crop_HW2 = torch.stack(torch.meshgrid(place, place, indexing="xy"), dim=-1)
-    frame_HW2 = (crop_HW2 - crop_of_frame[:, 2].to(frame)) @ frame_of_crop.T.to(frame)
-    # align_corners=False counts from the outer edge of the border pixels, half a pixel before their centres.
-    grid_HW2 = 2 * (frame_HW2 + 0.5) / frame.new_tensor([frame.shape[2], frame.shape[1]]) - 1
-    taken = F.grid_sample(frame[None], grid_HW2[None], padding_mode="zeros", align_corners=False)
+    # affine_grid's places run from −1 to 1 over the crop's outer edges, as do grid_sample's over the frame's:
+    # half a pixel beyond the centres of the border pixels, which lie at integers.
+    half = size / 2
+    middle_2 = frame_of_crop @ (half - 0.5 - crop_of_frame[:, 2]) + 0.5
+    across_2 = 2 / middle_2.new_tensor([frame.shape[2], frame.shape[1]])
+    matrix_23 = across_2[:, None] * torch.cat([half * frame_of_crop, middle_2[:, None]], dim=1)
+    matrix_23[:, 2] -= 1
+    grid = F.affine_grid(matrix_23[None].to(frame), [1, 1, size * taps, size * taps], align_corners=False)
+    taken = F.grid_sample(frame[None], grid, padding_mode="zeros", align_corners=False)
     return F.avg_pool2d(taken, taps)[0]

@@ -72,9 +72,17 @@ def _prelu(a: dict, x: Tensor, slope: Tensor) -> Tensor:
 
 
 def _clip(a: dict, x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
-    lowest = a.get("min") if low is None else low.item()
-    highest = a.get("max") if high is None else high.item()
+    lowest, highest = _limits(a, low, high)
     return x if lowest is None and highest is None else x.clamp(lowest, highest)
+
+
+def _clip_in_place(a: dict, x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
+    lowest, highest = _limits(a, low, high)
+    return x if lowest is None and highest is None else x.clamp_(lowest, highest)
+
+
+def _limits(a: dict, low: Tensor | None, high: Tensor | None) -> tuple[float | None, float | None]:
+    return a.get("min") if low is None else low.item(), a.get("max") if high is None else high.item()
 
 
 def _gemm(a: dict, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -238,3 +246,6 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Unsqueeze": _unsqueeze,
     "Upsample": _resize,
 }
+
+IN_PLACE: dict[str, Callable[..., Tensor]] = {"Clip": _clip_in_place, "Relu": lambda a, x: x.relu_()}
+"""The same, written into their first input."""

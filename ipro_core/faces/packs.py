@@ -54,13 +54,12 @@ def load_recognizer(path: Path | str, device: torch.device | str = "cpu") -> Rec
     Raises:
         ValueError: as `load_face_models`.
     """
-    path = Path(path)
-    files = _read_pack(path) if path.is_dir() else [read_onnx(path)]
-    for file in files:
-        if _task(file) == "recognizer":
-            return _recognizer(file, device)
-    found = ", ".join(file.path.name for file in files)
-    raise ValueError(f"{path} holds no recogniser (found: {found}): {ADVICE}.")
+    return _recognizer(_recognizer_file(path), device)
+
+
+def recognizer_name(path: Path | str) -> str:
+    """The name that `load_recognizer` will give, without opening it; raises as that does."""
+    return _name(_recognizer_file(path))
 
 
 def find_pack(name_or_path: Path | str, roots: Sequence[Path | str] = ()) -> Path:
@@ -119,6 +118,16 @@ def _pair(folder: Path | str) -> tuple[OnnxFile, OnnxFile]:
         found = ", ".join(file.path.name for file in files)
         raise ValueError(f"The face pack {folder} holds no {missing} (found: {found}): {ADVICE}.")
     return detectors[0], recognizers[0]
+
+
+def _recognizer_file(path: Path | str) -> OnnxFile:
+    path = Path(path)
+    files = _read_pack(path) if path.is_dir() else [read_onnx(path)]
+    for file in files:
+        if _task(file) == "recognizer":
+            return file
+    found = ", ".join(file.path.name for file in files)
+    raise ValueError(f"{path} holds no recogniser (found: {found}): {ADVICE}.")
 
 
 def _onnx_in(folder: Path) -> list[Path]:

@@ -32,6 +32,7 @@ from .tracks import (
 )
 
 if TYPE_CHECKING:
+    from .clip_face import ClipFace
     from .detector import Detector
     from .recognizer import Recognizer
 
@@ -61,7 +62,7 @@ def clip_people(seen: SeenFaces, *, reference_D: Tensor | None = None) -> list[d
 
 
 def people_shown(
-    image_CHW: Tensor, detector: Detector, recognizer: Recognizer, pools: Sequence[FacePool]
+    image_CHW: Tensor, detector: Detector, recognizer: Recognizer | ClipFace, pools: Sequence[FacePool]
 ) -> list[bool]:
     """Whether a picture shows each of several people."""
     seen = see_faces(image_CHW[None], detector, recognizer)
@@ -115,7 +116,7 @@ def worth_of_tracks(
 def people_faces(
     frames_TCHW: Tensor,
     detector: Detector,
-    recognizer: Recognizer,
+    recognizer: Recognizer | ClipFace,
     people: Sequence[Person],
     *,
     choose: Choose = "tracked",

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..types import Face
 from ..types import FacePool as FacePool
+from .clip_face import ClipFace
 from .detector import Detector
 from .people import clip_people
 from .recognizer import Recognizer
@@ -43,7 +44,7 @@ class PoolFigures:
 def build_pool(
     frames_TCHW: Tensor | Iterable[Tensor],
     detector: Detector,
-    recognizer: Recognizer,
+    recognizer: Recognizer | ClipFace,
     *,
     choose: Choose = "tracked",
     reference_D: Tensor | None = None,
@@ -70,7 +71,7 @@ def build_pool(
 def build_pools(
     frames_TCHW: Tensor | Iterable[Tensor],
     detector: Detector,
-    recognizer: Recognizer,
+    recognizer: Recognizer | ClipFace,
     *,
     most: int = 0,
     choose: Choose = "tracked",
@@ -107,6 +108,8 @@ def build_pools(
             f"The faces of {clip} are too small for a pool, at most {max(map(_size, looked_at)):.0f} px "
             f"where {min_face:.0f} px are wanted: choose a closer clip, or lower the limit."
         )
+    if seen.encoded is not None:
+        most = 1  # to CLIP all faces are alike: others could not be followed
     others = [pool for pool in others if len(pool.frames_P) >= PERSON_SHARE * frames]
     return [subject, *others][: most or None]
 
@@ -116,7 +119,7 @@ def _pool(
     person: Mapping[int, int],
     min_face: float,
     keep_first: bool,
-    recognizer: Recognizer,
+    recognizer: Recognizer | ClipFace,
     source: str,
 ) -> FacePool:
     """Of the faces that are large enough, maybe of none."""
@@ -128,7 +131,7 @@ def _pool(
         return pool
     return replace(
         pool,
-        embeddings_PD=torch.stack([seen.embeddings[t][person[t]] for t in kept]),
+        embeddings_PD=torch.stack([seen.compared[t][person[t]] for t in kept]),
         frames_P=torch.tensor(kept),
         boxes_P4=torch.stack([faces[t].box_4 for t in kept]),
     )
@@ -139,7 +142,7 @@ def _size(face: Face) -> float:
     return (face.box_4[2:] - face.box_4[:2]).min().item()
 
 
-def empty_pool(recognizer: Recognizer, frames: int, source: str = "") -> FacePool:
+def empty_pool(recognizer: Recognizer | ClipFace, frames: int, source: str = "") -> FacePool:
     """The pool of a clip that shows no face."""
     none_P, unseen_T = torch.zeros(0, dtype=torch.int64), torch.zeros(frames, dtype=torch.bool)
     embeddings_PD = torch.zeros(0, recognizer.dim)

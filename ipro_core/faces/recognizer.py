@@ -3,8 +3,8 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
+from ..chunks import in_chunks
 from .onnx_graph import OnnxGraph
 
 
@@ -38,16 +38,7 @@ class Recognizer:
         assert crops_T3HW.shape[1:] == (3, self.size, self.size), "crops of the recogniser's size"
         if not len(crops_T3HW):
             return crops_T3HW.new_zeros(0, self.dim)
-        chunks = crops_T3HW.split(chunk)
-        if len(chunks) == 1 or not (torch.is_grad_enabled() and crops_T3HW.requires_grad):
-            return torch.cat([self._embed(crops) for crops in chunks])
-        # The network draws no random numbers: their state need not be kept.
-        return torch.cat(
-            [
-                checkpoint(self._embed, crops, use_reentrant=False, preserve_rng_state=False)  # type: ignore
-                for crops in chunks
-            ]
-        )
+        return in_chunks(self._embed, crops_T3HW, chunk)
 
     def _embed(self, crops_B3HW: Tensor) -> Tensor:
         weight = next(self.network.buffers())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from ..types import SeenFaces as SeenFaces
 from .alignment import crop_corners, crop_faces
 
 if TYPE_CHECKING:
+    from .clip_face import ClipFace
     from .detector import Detector
     from .recognizer import Recognizer
 
@@ -25,15 +26,25 @@ OTHER_PERSON = 0.15
 """... unless its cosine says that someone else stands there now."""
 
 
+def follower_of(recognizer: Recognizer | ClipFace) -> Recognizer:
+    """Who tells people apart where this one's embeddings are compared."""
+    return getattr(recognizer, "follower", cast("Recognizer", recognizer))
+
+
 def see_faces(
-    frames: Tensor | Iterable[Tensor], detector: Detector, recognizer: Recognizer, *, threshold: float = 0.5
+    frames: Tensor | Iterable[Tensor],
+    detector: Detector,
+    recognizer: Recognizer | ClipFace,
+    *,
+    threshold: float = 0.5,
 ) -> SeenFaces:
     """Detect and embed every face, without gradients.
 
     Args:
         frames: (T, 3, H, W) in [0, 1], or such pieces of a video one after the other.
     """
-    seen = SeenFaces([], [])
+    follower = follower_of(recognizer)
+    seen = SeenFaces([], [], None if follower is recognizer else [])
     for piece_TCHW in [frames] if isinstance(frames, Tensor) else frames:
         detections = detector.detect(piece_TCHW, threshold)
         counts = [len(faces) for faces in detections]
@@ -41,7 +52,9 @@ def see_faces(
         points = [face.points_52 for faces in detections for face in faces]
         points_F52 = torch.stack(points) if points else torch.zeros(0, 5, 2)
         seen.detections.extend(detections)
-        seen.embeddings.extend(embed_faces(piece_TCHW, frames_F, points_F52, recognizer).split(counts))
+        for network, embeddings in ((follower, seen.embeddings), (recognizer, seen.encoded)):
+            if embeddings is not None:
+                embeddings.extend(embed_faces(piece_TCHW, frames_F, points_F52, network).split(counts))
     return seen
 
 
@@ -125,7 +138,7 @@ def follow_people(
 def find_person(
     frames_TCHW: Tensor,
     detector: Detector,
-    recognizer: Recognizer,
+    recognizer: Recognizer | ClipFace,
     *,
     choose: Choose = "tracked",
     reference_D: Tensor | None = None,
@@ -134,28 +147,30 @@ def find_person(
     """Detect every face and follow one person; see `track_person`. Without gradients."""
     if choose == "largest":
         return track_person(detector.detect(frames_TCHW, threshold), choose=choose)
-    seen = see_faces(frames_TCHW, detector, recognizer, threshold=threshold)
+    follower = follower_of(recognizer)
+    seen = see_faces(frames_TCHW, detector, follower, threshold=threshold)
+    if follower is not recognizer:
+        reference_D = None  # another network's: the largest face of the first frame is the subject
     reference_D = None if reference_D is None else reference_D.detach().cpu().float()
     return track_person(seen.detections, seen.embeddings, choose=choose, reference_D=reference_D)
 
 
 @torch.no_grad()
-def embed_faces(frames_TCHW: Tensor, frames_F: Tensor, points_F52: Tensor, recognizer: Recognizer) -> Tensor:
+def embed_faces(
+    frames_TCHW: Tensor, frames_F: Tensor, points_F52: Tensor, recognizer: Recognizer | ClipFace
+) -> Tensor:
     """The embeddings of faces given by their frame and points, (F, D) on the CPU, without gradients."""
     if not len(frames_F):
         return torch.zeros(0, recognizer.dim)
-    # Face by face, because picking frames by a list of numbers would copy every one of them.
-    crops = [
-        crop_faces(frames_TCHW[frame : frame + 1].detach(), points_52[None], recognizer.size)
-        for frame, points_52 in zip(frames_F.tolist(), points_F52, strict=True)
-    ]
-    return recognizer.embed(torch.cat(crops)).float().cpu()
+    # One by one, because picking frames by a list of numbers would copy every one of them.
+    frames = [frames_TCHW[frame].detach() for frame in frames_F.tolist()]
+    return recognizer.embed(crop_faces(frames, points_F52, recognizer.size)).float().cpu()
 
 
 def person_faces(
     frames_TCHW: Tensor,
     detector: Detector,
-    recognizer: Recognizer,
+    recognizer: Recognizer | ClipFace,
     *,
     pool: FacePool | None = None,
     reference_D: Tensor | None = None,
@@ -186,7 +201,7 @@ def person_faces(
 def embed_tracks(
     frames_TCHW: Tensor,
     tracks: Sequence[FaceTrack],
-    recognizer: Recognizer,
+    recognizer: Recognizer | ClipFace,
     *,
     jitter: float = 0.0,
     generator: torch.Generator | None = None,

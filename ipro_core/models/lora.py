@@ -8,7 +8,7 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save
@@ -21,9 +21,20 @@ from .lora_keys import LoraContent, LowRank, read_content
 
 SETTINGS = "ipro.settings"
 """Under this name the metadata holds the run's settings, as JSON."""
+RANGE = "ipro.range"
+"""And under this one `TunedRange`, of an adapter that is on in a part of its network's steps alone."""
 
 _ADVICE = "give a LoRA as .safetensors, as `ipro export` and ComfyUI write it"
 _log = logging.getLogger("ipro")
+
+
+class TunedRange(NamedTuple):
+    """Steps first, first + 1, … end − 1 of so many, of the schedule with this shift."""
+
+    first: int
+    end: int
+    steps: int
+    shift: float
 
 
 def export_lora(model: AdaptedModel, path: Path | str, metadata: Mapping[str, str] | None = None) -> None:
@@ -109,6 +120,19 @@ def lora_settings(path: Path | str) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} has damaged settings ({error}): export the LoRA once more.") from None
     return settings
+
+
+def lora_range(path: Path | str) -> TunedRange | None:
+    """The steps that a LoRA was tuned to be on at; None: at all of its network's, as far as the file tells.
+
+    Raises:
+        ValueError: the file is missing or damaged.
+    """
+    noted = open_container(path, "LoRA", _ADVICE).metadata.get(RANGE)
+    try:
+        return TunedRange(**json.loads(noted)) if noted else None
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} has a damaged range ({error}): export the LoRA once more.") from None
 
 
 def _refuse_unfit(path: Path | str, base: str, content: LoraContent, frozen: bool) -> list[str]:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from ..evaluation.bands import Band, band_of
 from ..evaluation.facesim import jsonable
-from ..evaluation.hacking import Band, band_of
 from ..evaluation.statistics import Gain, bootstrap_interval, paired_gain, scene_means
 from .plan import CLAIMS, ROWS, SEEDS, TABLES, Claim, Table
 from .work import OUTCOME

@@ -10,15 +10,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..models.plan_shape import Passes
 from ..training.presets import TINY, Preset
+from ..training.settings import SamplingSettings
 
 WORLD = "turns"
 SEEDS = (0, 1, 2)
 """Of tuning: the order of scenes, all noise, the adapter's first values."""
 BATCH = 10
-PASSES = 20_400
-"""Of the network in one run: 120 updates of IPRO. A backward pass counts as two forward."""
+PASSES = 33_000
+"""Of the network in one run, or what takes as long: 120 updates of IPRO."""
+BACKWARD = 2
+"""Forward passes that a backward one takes as long as; measured 1.8."""
+LOOK = 9
+"""And that decoding a video, finding its faces and pulling their reward back takes; measured 8.7."""
 SCENES = 1_200
 """Tuned on: no run of IPRO's sees one twice."""
 HELD_OUT = 48
@@ -38,24 +42,31 @@ class Row:
 
     def plan(self, seed: int) -> Preset:
         """The settings of one run, its updates as many as the passes allow."""
-        plan = TINY.changed(batch_size=BATCH, seed=seed, **self.changes)
-        updates = round(PASSES / (BATCH * passes_of(plan.method.passes())))
+        plan = TINY.changed(**{"batch_size": BATCH, "seed": seed, **self.changes})
+        updates = round(PASSES / (plan.loop.batch_size * passes_of(plan.method)))
         return replace(plan, loop=replace(plan.loop, updates=updates))
 
 
-def passes_of(passes: Passes) -> float:
-    """One video's, in forward passes; nothing is run again in this world."""
-    return passes.forward + 2 * passes.backward
+def passes_of(method: SamplingSettings) -> float:
+    """One draw's, in forward passes: nothing is run again in this world, and what lies before the first tuned
+    step is sampled too."""
+    passes = method.passes()
+    videos = getattr(method, "group_size", 1)
+    each = passes.forward + BACKWARD * passes.backward + LOOK * passes.decodes
+    begun = getattr(method, "candidates", 1) if method.samples else 0  # a group begins with one noise
+    return videos * each + begun * method.first_tuned_step
 
 
 ROWS = (
     Row("ipro", "IPRO"),
     Row("sft", "SFT with the face loss", {"method": "sft"}),
     Row("clip", "reward by CLIP's image encoder", by_scorer=True),
-    Row("dpo", "DPO", {"method": "dpo"}),
-    Row("grpo", "GRPO", {"method": "grpo"}),
+    # Pairs and groups take many videos: fewer of them an update, so that there are updates enough. With
+    # IPRO's learning rate and β 2000, DPO overshot on four fixed pairs within three updates.
+    Row("dpo", "DPO", {"method": "dpo", "batch_size": 5, "learning_rate": 3e-4, "beta": 500.0}),
+    Row("grpo", "GRPO", {"method": "grpo", "batch_size": 4}),
     Row("high-noise", "gradient of the first steps", {"placement": "high-noise", "first_tuned_step": 0}),
-    Row("no-kl", "without KL (its weight 1e-9: it is measured and does nothing)", {"kl_weight": 1e-9}),
+    Row("no-kl", "without KL", {"kl_weight": 0.0, "measure_kl": True}),
     Row("no-fsm", "without FSM: the first frame is the reference", {"reward": "reference"}),
 )
 
@@ -158,6 +169,6 @@ TABLES = (
             "hacking": {"base": "7 %", "no-kl": "58 %", "no-fsm": "52 %", "ipro": "10 %"},
         },
         "The paper asks Gemini 2.5 Pro; here a clip is suspect where its face is stiffer, more pasted or "
-        "more frontal than real clips are (5 % of real clips are suspect of each kind).",
+        "more frontal than real clips are (8 % of real clips at most are suspect of anything).",
     ),
 )

@@ -22,10 +22,9 @@ from ..evaluation.verdict import VideoResult, judged
 from ..files import write_atomically
 from ..job import Job, Tuner, adapter_of_run, name_of_scenes, showing_faces, usable
 from ..runs import Run, read_config, read_metrics, read_seconds
-from ..studio import Network, Sampler, Studio
-from ..tinyworld import SCORER, open_tiny_world
+from ..studio import Sampler, Studio
+from ..tinyworld import open_tiny_world
 from ..tinyworld.scenes import tiny_scenes
-from ..tinyworld.scorer import ScorerFaces, TinyScorer
 from ..training.loop import MAY_DIFFER
 from ..training.presets import Preset
 from ..wan_settings import WanFiles
@@ -102,16 +101,13 @@ def judge(folder: Path, cache: Path, look: Look) -> dict[str, Any]:
 
 
 def open_studio(cache: Path, by_scorer: bool = False) -> Studio:
-    """The world of turns; what is made of its scenes is shared by all runs."""
+    """The world of turns; what is made of its scenes is shared by all runs.
+
+    Args:
+        by_scorer: the reward compares faces by the scorer's image tower.
+    """
     studio = replace(open_tiny_world(world=WORLD), cache=TensorCache(cache))
-    if not by_scorer:
-        return studio
-    faces = studio.faces
-
-    def opened() -> tuple[Any, Any]:
-        return faces.open()[0], ScorerFaces(TinyScorer.load(SCORER))
-
-    return replace(studio, faces=Network(lambda: f"{faces.identity()} seen by {SCORER.name}", opened))
+    return replace(studio, face_encoder=studio.scorer) if by_scorer else studio
 
 
 def _measured(video: VideoResult) -> dict[str, float]:

@@ -36,7 +36,7 @@ class IdentityScorerReward:
 
     differentiable: ClassVar[bool] = False
 
-    scorer: str = knob("", "The scorer's folder: the merged model in safetensors, and its prompt.txt.")
+    scorer_folder: str = knob("", "The scorer's folder: the merged model in safetensors, and its prompt.txt.")
     scored_frames: int = knob(5, "Frames it looks at, spread evenly.", min=2)
     scored_pixels: int = knob(399_360, "Larger frames are shrunk to so many pixels.", min=784)
 
@@ -49,7 +49,7 @@ class IdentityScorerReward:
             torch.linspace(0, len(frames_TCHW) - 1, min(self.scored_frames, len(frames_TCHW))).round().long()
         )
         looked = shrunk(frames_TCHW[chosen.to(frames_TCHW.device)].detach().clamp(0, 1), self.scored_pixels)
-        value = open_scorer(self.scorer, str(frames_TCHW.device)).score(looked[0], looked)
+        value = open_scorer(self.scorer_folder, str(frames_TCHW.device)).score(looked[0], looked)
         everywhere_T = torch.ones(len(frames_TCHW), dtype=torch.bool)
         return RewardScore(value, value.expand(len(frames_TCHW)).clone(), everywhere_T)
 

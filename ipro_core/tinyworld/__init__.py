@@ -12,7 +12,7 @@ import torch
 
 from ..cache import MemoryCache
 from ..clips.scenes import Place, ShownScene, clip_scenes
-from ..faces.packs import face_model_names, load_face_models, load_recognizer
+from ..faces.packs import face_model_names, load_face_models, load_recognizer, recognizer_name
 from ..files import sha256
 from ..models.memory import Placement
 from ..models.wan import WanVideoModel, load_video_model
@@ -21,6 +21,7 @@ from ..studio import Network, Studio
 from ..types import Framing
 from .codec import LinearCodec
 from .scenes import embed_prompt
+from .scorer import TinyScorer
 
 WEIGHTS = Path(__file__).parent / "weights"
 FACE_PACK = WEIGHTS / "faces"
@@ -61,9 +62,10 @@ def open_tiny_world(
         faces=Network(lambda: names, lambda: load_face_models(faces, device)),
         model=Network(lambda: sha256(video), lambda: _video_model(video, device)),
         high_noise=None,
-        judge=Network(lambda: sha256(JUDGE), lambda: load_recognizer(JUDGE, device)),
+        judge=Network(lambda: recognizer_name(JUDGE), lambda: load_recognizer(JUDGE, device)),
         cache=MemoryCache(),
         read_clips=_small_clips,
+        scorer=Network(lambda: sha256(SCORER), lambda: TinyScorer.load(SCORER, device)),
         device=device,
         min_face=0,
     )

@@ -88,6 +88,13 @@ def embed_word(word: str) -> Tensor:
     return torch.randn(TEXT_WIDTH, generator=torch.Generator().manual_seed(zlib.crc32(word.encode())))
 
 
+def tiny_person(number: int = 0, pictures: int = 3) -> list[Tensor]:
+    """Pictures of one of the people to tune on: frames of a scene, from its first to its last."""
+    *_, scene = tiny_scenes("tuning", number + 1)
+    at_N = torch.linspace(0, len(scene.frames_TCHW) - 1, pictures).round().long()
+    return list(scene.frames_TCHW[at_N].unbind())
+
+
 def embed_prompt(prompt: str) -> Tensor:
     """(8, 4096), one row per word."""
     rows = torch.zeros(PROMPT_WORDS, TEXT_WIDTH)

@@ -24,10 +24,13 @@ from ..types import FacePool, GeneratedVideo, Person, RewardScore, check_knobs
 from .settings import SamplingSettings
 
 if TYPE_CHECKING:
+    from ..faces.clip_face import ClipFace
     from ..faces.detector import Detector
     from ..faces.recognizer import Recognizer
+    from ..faces.references import ReferenceFaces
     from ..models.base import VideoCodec, VideoModel
     from ..rewards.base import Reward
+    from ..scorer import Scorer
     from .loop import Draw
 
 logger = logging.getLogger("ipro")
@@ -49,13 +52,17 @@ class TrainingSample:
     """The subject first."""
     prompt: str = ""
     starts: tuple[Callable[[], Tensor], ...] = ()
-    """Latents (C, T, H, W) at the first tuned step, read when they are drawn: what a frozen expert made of
+    """Latents (C, T, H, W) at the step `starts_at`, read when they are drawn: what a frozen expert made of
     one noise each. None: every draw starts from noise of its own."""
+    starts_at: int | None = None
+    """None: the first tuned step."""
     video: Callable[[], Tensor] | None = None
     """Reads the real clip's latents, (C, T, H, W), where the method wants them; of two videos that people
     have compared, the preferred one's."""
     rejected: Callable[[], Tensor] | None = None
     """Reads the other one's."""
+    pictures: ReferenceFaces | None = None
+    """The faces of the person's pictures, where the method wants them."""
 
 
 class Method(Generic[Settings]):
@@ -66,20 +73,22 @@ class Method(Generic[Settings]):
         model: VideoModel,
         codec: VideoCodec,
         detector: Detector,
-        recognizer: Recognizer,
+        recognizer: Recognizer | ClipFace,
         reward: Reward,
         settings: Settings,
+        scorer: Scorer | None = None,
     ) -> None:
+        """`scorer`: of frames and prompts, for methods that want one."""
         check_knobs(settings)
         self.model, self.codec, self.reward, self.settings = model, codec, reward, settings
-        self.detector, self.recognizer = detector, recognizer
+        self.detector, self.recognizer, self.scorer = detector, recognizer, scorer
         self.sigmas = shifted_sigmas(settings.steps, settings.shift)
         self._warned = False
 
     def changed(self, **settings: Any) -> Any:
         """The same with some settings set anew."""
         parts = self.model, self.codec, self.detector, self.recognizer, self.reward
-        return type(self)(*parts, replace(self.settings, **settings))
+        return type(self)(*parts, replace(self.settings, **settings), self.scorer)
 
     def gradients(self, batch: Sequence[Draw]) -> Iterator[Mapping[str, float]]:
         """See `loop.Objective`."""
@@ -111,10 +120,13 @@ class Method(Generic[Settings]):
 
     def start(self, draws: Sequence[Draw], condition: Any) -> Tensor:
         """x where the tuned steps begin, (B, C, T, H, W)."""
+        begin, first = 0, self.settings.first_tuned_step
         if all(draw.sample.starts for draw in draws):
-            return torch.stack([self.boundary(draw) for draw in draws])
-        noise, first = torch.stack([self.noise(draw) for draw in draws]), self.settings.first_tuned_step
-        return sample(self.model, noise, condition, self.sigmas[: first + 1], frozen=True)
+            x, at = torch.stack([self.boundary(draw) for draw in draws]), draws[0].sample.starts_at
+            begin = first if at is None else at
+        else:
+            x = torch.stack([self.noise(draw) for draw in draws])
+        return sample(self.model, x, condition, self.sigmas[begin : first + 1], frozen=True)
 
     def boundary(self, draw: Draw) -> Tensor:
         """One of the sample's starts, drawn by chance."""
@@ -160,6 +172,21 @@ class Method(Generic[Settings]):
             seen=seen,
         )
         return self.reward(GeneratedVideo(faces, draw.sample.prompt, frames_TCHW, seen=seen))
+
+
+def some_frames(frames_TCHW: Tensor, kept: int, generator: torch.Generator) -> Tensor:
+    """The same frames, through `kept` of which, drawn at random, the gradient flows; 0: through all.
+
+    Of the others only the value counts: their pixels' gradient is cut, that of the kept ones raised by
+    frames / kept, which gives the whole gradient in expectation.
+    """
+    frames = len(frames_TCHW)
+    if not 0 < kept < frames:
+        return frames_TCHW
+    kept_T = torch.zeros(frames, 1, 1, 1, device=frames_TCHW.device)
+    kept_T[torch.randperm(frames, generator=generator)[:kept]] = frames / kept
+    given = frames_TCHW.detach()
+    return given + kept_T * (frames_TCHW - given)
 
 
 def microbatches(batch: Sequence[Draw], size: int) -> Iterator[Sequence[Draw]]:

@@ -13,7 +13,7 @@ from ..sampling.anchor import anchor_weight
 from ..sampling.gradient import reward_gradient
 from ..sampling.rollout import sample
 from ..types import AnchorWeighting, KLThrough, RewardScore, Rollout, knob
-from .base import Method, mean, microbatches, stack_conditions
+from .base import Method, mean, microbatches, some_frames, stack_conditions
 from .settings import SamplingSettings
 
 if TYPE_CHECKING:
@@ -220,12 +220,4 @@ class IproObjective(Method[IproSettings]):
 
     def score(self, frames_TCHW: Tensor, draw: Draw) -> RewardScore:
         """See `Method.score`; the gradient flows through `gradient_frames` of the frames."""
-        frames, kept = len(frames_TCHW), self.settings.gradient_frames
-        if 0 < kept < frames:
-            # Of the other frames only the value counts: their pixels' gradient is cut, that of the kept ones
-            # raised by frames / kept, which gives the whole gradient in expectation.
-            kept_T = torch.zeros(frames, 1, 1, 1, device=frames_TCHW.device)
-            kept_T[torch.randperm(frames, generator=draw.generator)[:kept]] = frames / kept
-            given = frames_TCHW.detach()
-            frames_TCHW = given + kept_T * (frames_TCHW - given)
-        return super().score(frames_TCHW, draw)
+        return super().score(some_frames(frames_TCHW, self.settings.gradient_frames, draw.generator), draw)

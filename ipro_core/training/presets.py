@@ -38,7 +38,8 @@ class Preset:
     def changed(self, **settings: Any) -> "Preset":
         """With some knobs set anew, by their names alone; `reward` and `method` take names of the catalogues.
 
-        Another method keeps what all of them share: the schedule, and how faces are looked at.
+        Another method keeps what all of them share, the schedule and how faces are looked at, but for what it
+        has its own value of.
 
         Raises:
             ValueError: there is no such reward, method or knob.
@@ -57,7 +58,9 @@ class Preset:
                 raise ValueError(f"There is no method {name}: choose {', '.join(method_catalogue())}.")
             kind = method_catalogue()[name]
             if type(method) is not kind:
-                method = kind(**{f.name: getattr(method, f.name) for f in fields(SamplingSettings)})
+                own = kind.__dataclass_fields__
+                shared = [f.name for f in fields(SamplingSettings) if own[f.name].default == f.default]
+                method = kind(**{name: getattr(method, name) for name in shared})
 
         def of(part: Any) -> dict[str, Any]:
             return {f.name: settings.pop(f.name) for f in fields(part) if f.name in settings}

@@ -91,6 +91,10 @@ class SamplingSettings:
                 "'tracked', or 1 for people."
             )
 
+    def begins(self, switch: int) -> int:
+        """The first tuned step, where the tuned network takes over at step `switch`: that one."""
+        return switch
+
     def passes(self) -> "Passes":
         """How a video goes through the network, for the plan of memory and time."""
         raise NotImplementedError
