@@ -104,7 +104,7 @@ def models():
 @pytest.fixture(scope="module")
 def scenes():
     """Of people and prompts that nothing was trained on, those that show two."""
-    return [scene for scene in tiny_scenes("held_out", 20) if scene.visible_TK[:, 1].mean() > 0.6][:3]
+    return [scene for scene in tiny_scenes("held_out", 20) if scene.visible_TK[:, 1].mean() > 0.6][:2]
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -134,7 +134,7 @@ def test_the_shipped_head_tells_pairs_of_unknown_people_apart(scenes, models):
         for pair in clip_pairs(scene.name, scene.frames(), *models, seed=100 + number):
             worths = [head(features(look(seen, pair.people))).item() for seen in (pair.first, pair.second)]
             right[pair.kind].append(worths[0] > worths[1])
-    assert all(len(told) == 6 and sum(told) >= 5 for told in right.values()), right
+    assert all(len(told) == 4 and sum(told) >= 3 for told in right.values()), right
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -166,7 +166,7 @@ def _no_controls():
 @pytest.mark.usefixtures("one_thread")
 def test_the_command_trains_a_head_and_says_how_often_it_is_right(tmp_path, capsys):
     out = str(tmp_path / "head.safetensors")
-    asked = ["preferences", "--scenes", "16", "--kinds", "swap", "blend", "--held-out", "0.5", "--out", out]
+    asked = ["preferences", "--scenes", "9", "--kinds", "swap", "blend", "--held-out", "0.5", "--out", out]
     assert main(asked) == 0
     told = capsys.readouterr().out
     assert "right on held-out pairs" in told and "swap" in told and "warp" not in told

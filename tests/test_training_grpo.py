@@ -94,7 +94,7 @@ def expected_reward(of: Near) -> float:
 @pytest.mark.parametrize(
     "changes",
     [
-        {},
+        {"noisy_steps": 4},
         {"noisy_steps": 2, "noise_form": "cps"},
         {"noisy_steps": 3, "one_start": False, "inner_updates": 2, "group_size": 16, "microbatch": 16},
     ],
