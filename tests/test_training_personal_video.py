@@ -94,7 +94,9 @@ def text_to_video(dtype: torch.dtype) -> WanVideoModel:
 
 def test_the_gradient_of_text_to_video_is_autograds():
     torch.manual_seed(0)
-    settings = replace(PLAIN, steps=5, first_tuned_step=3, identity_weight=0.7, semantic_weight=0.3)
+    settings = replace(
+        PLAIN, steps=5, first_tuned_step=3, identity_weight=0.7, semantic_weight=0.3, measure_kl=True
+    )
     model = text_to_video(torch.float64)
     of = objective(settings, model, torch.float64)
     text = torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
@@ -184,7 +186,9 @@ def test_without_a_scorer_only_the_likeness_can_be_had():
     assert "scorer" in PLAIN.wants and "scorer" not in replace(PLAIN, semantic_weight=0.0).wants
     of = objective()
     parts: Any = (of.model, of.codec, of.detector, of.recognizer, of.reward)
-    with pytest.raises(ValueError, match="wants a text-image scorer: give HPSv2 or CLIP with --scorer"):
+    with pytest.raises(
+        ValueError, match="wants a text-image scorer: give HPSv2 or CLIP with --prompt-scorer"
+    ):
         PersonalVideoObjective(*parts, PLAIN)
     PersonalVideoObjective(*parts, replace(PLAIN, semantic_weight=0.0))
 
