@@ -65,3 +65,8 @@ class DeviceSettings:
     states_on_host: Literal["auto", "yes", "no"] = knob(
         "auto", "Whether what the backward pass needs of each block waits in the computer's memory."
     )
+    kept_attentions: int = knob(
+        -1,
+        "In how many blocks of passes that are run twice attention's result waits in memory instead of being "
+        "made again; -1: as many as leave 8 GiB free, none where the two above are both set by hand.",
+    )

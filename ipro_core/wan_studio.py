@@ -70,6 +70,7 @@ def plan_wan(
 
     settings, rank = tuning or (None, 0)
     by_hand = wanted.resident_blocks >= 0 and wanted.states_on_host != "auto"
+    attentions = max(wanted.kept_attentions, 0) if by_hand or wanted.kept_attentions >= 0 else None
     plan = plan_update(
         file,
         framing.width,
@@ -83,6 +84,7 @@ def plan_wan(
         batch=settings.microbatch if settings else 1,
         drafted=drafted,
         device=device,
+        attentions=attentions,
         allowed=allowed,
     )
     if plan.device_bytes > device_bytes(device) or plan.host_bytes > host_bytes():

@@ -129,6 +129,30 @@ class StillChoice:
         return Network(lambda: fingerprint({"text": self.text_LD}), lambda: lambda _: self.text_LD)
 
 
+@dataclass(frozen=True)
+class VotedChoice:
+    """Pairs of videos on which a study's voters have decided."""
+
+    place: str
+    """See `evaluation.preferred.voted_place`."""
+
+    count: int = 0
+
+    @property
+    def videos(self) -> tuple[str]:
+        return (self.place,)
+
+    def scenes(self, studio: Studio) -> list[Scene]:
+        from ..ipro_core.evaluation.preferred import voted_scenes
+
+        return list(voted_scenes(self.place, studio.framing))
+
+    def name(self, studio: Studio) -> str:
+        from ..ipro_core.job import name_of_scenes
+
+        return name_of_scenes(self.scenes(studio))
+
+
 @dataclass(frozen=True, eq=False)
 class PersonChoice:
     """Pictures of one person, and prompts."""
@@ -158,7 +182,7 @@ class PersonChoice:
 class Dataset:
     """What is tuned on."""
 
-    clips: ClipChoice | StillChoice | PersonChoice
+    clips: ClipChoice | StillChoice | VotedChoice | PersonChoice
     faces: Path
     """A face pack."""
     pools: tuple[FacePool, ...] = ()
@@ -176,6 +200,16 @@ class Dataset:
         studio = model.open_studio(self.faces, tuning, text=text)
         memo = Path(model.files["cache"]) / "sha256.json"
         return with_scorer(studio, self.scorer, self.face_encoder, memo, _comfy.clip_tokenizer())
+
+    def check_for(self, method: SamplingSettings) -> None:
+        """Raise ValueError where the method cannot learn from this."""
+        if isinstance(self.clips, StillChoice) and "video" in method.wants:
+            raise ValueError(
+                f"{method.title} learns from real clips, and Dataset from Image has none: connect Build "
+                "Dataset."
+            )
+        if isinstance(self.clips, VotedChoice) and method.title != "DPO":
+            raise ValueError(f"Votes are what DPO learns from, not {method.title}: connect a DPO Objective.")
 
     def with_pools(self, sample: TrainingSample) -> TrainingSample:
         """The sample with the pools that were given for all; the first is the clip's subject."""

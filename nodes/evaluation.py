@@ -10,20 +10,23 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..ipro_core.evaluation.study_design import StudySettings
+from ..ipro_core.evaluation.study_design import QUESTIONS, StudySettings
 from . import _comfy
 from ._compared import told
 from ._monitor import run_folder
 from ._sockets import (
     CLIPS,
     COMPARISON,
+    DATASET,
     FACE_MODELS,
     MODEL,
     RUN,
     ClipChoice,
+    Dataset,
     Judged,
     ModelChoice,
     RunFolder,
+    VotedChoice,
     frames_of,
 )
 from ._study import opened, study_folder
@@ -209,7 +212,7 @@ class UserStudy(io.ComfyNode):
         **given: Any,
     ) -> io.NodeOutput:
         from ..ipro_core.evaluation.preferences import study_results
-        from ..ipro_core.evaluation.study import QUESTIONS, Study
+        from ..ipro_core.evaluation.study import Study
         from ..ipro_core.evaluation.study_sources import questions_for, read_sets
         from ..ipro_core.evaluation.study_words import results_in_words
 
@@ -231,6 +234,37 @@ class UserStudy(io.ComfyNode):
         told |= {"voters": len({vote.voter for vote in votes}), "votes": len(votes)}
         told |= {"results": results_in_words(counted)}
         return io.NodeOutput(address, ui={"ipro_study": [told]})
+
+
+class DatasetFromStudy(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return _comfy.schema(
+            "DatasetFromStudy",
+            "Dataset from Study",
+            CATEGORY,
+            "The pairs of videos that a blind study's voters have decided, for DPO to learn from.",
+            inputs=[
+                io.String.Input("name", default="study", tooltip="The study's, as in User Study."),
+                io.Combo.Input(
+                    "question",
+                    options=list(QUESTIONS),
+                    tooltip="Whose votes count. A pair that is voted even is left out.",
+                ),
+                FACE_MODELS.Input("face_models", tooltip="For the videos that are sampled while tuning."),
+            ],
+            outputs=[DATASET.Output(display_name="dataset", tooltip="For Train, with a DPO Objective.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **_: Any) -> float:
+        return float("nan")  # votes have come in since
+
+    @classmethod
+    def execute(cls, name: str, question: str, face_models: Path) -> io.NodeOutput:
+        from ..ipro_core.evaluation.preferred import voted_place
+
+        return io.NodeOutput(Dataset(VotedChoice(voted_place(study_folder(name), question)), face_models))
 
 
 def _one_set(
@@ -257,4 +291,4 @@ def _one_set(
     return VideoSet(scene.strip() or fingerprint({"image": shown_CHW})[:12], takes, first_CHW, prompt)
 
 
-NODES = [CompareRuns, Report, UserStudy]
+NODES = [CompareRuns, Report, UserStudy, DatasetFromStudy]

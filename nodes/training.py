@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 CATEGORY = "6 Training"
 ADVICE = (
-    "choose fewer frames or a smaller size in the model's loader, there states_on_host yes and fewer "
-    "resident_blocks, and here microbatch 1 and kept_passes 1. The run is saved: queue again to go on."
+    "choose fewer frames or a smaller size in the model's loader, there states_on_host yes, kept_attentions "
+    "0 and fewer resident_blocks, and here microbatch 1 and kept_passes 1. The run is saved: queue again to "
+    "go on."
 )
 MOVED = ("files", "clips", "loop")
 """What does not name a run: its number of updates, and where files lie; what they hold is compared."""
@@ -110,6 +111,7 @@ def opened(model: ModelChoice, dataset: Dataset, plan: Preset) -> Job:
     """A job by this plan, but for what the model decides: its size, and where its part begins."""
     from ..ipro_core.job import Job
 
+    dataset.check_for(plan.method)
     studio = dataset.open_studio(model, (plan.method, plan.rank))
     plan = replace(plan, method=studio.fit(plan.method, asked=False, known=True), framing=studio.framing)
     others = {"prompt_scorer": dataset.scorer, "face_encoder": dataset.face_encoder}

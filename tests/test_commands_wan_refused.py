@@ -69,7 +69,7 @@ def test_an_update_that_does_not_fit_the_memory_is_refused_with_a_size_that_does
     job = jobs["I2V-A14B"]
     larger = ["--width", "320", "--height", "320", "--frames", "33"]
     settings, model = replace(LOCAL_14B.method, first_tuned_step=3), open_wan_file(job.files["model"])
-    half = plan_wan(model, Framing(320, 320, 17), DeviceSettings(), (settings, 2))
+    half = plan_wan(model, Framing(320, 320, 17), DeviceSettings(kept_attentions=0), (settings, 2))
     for name in OPENERS:
         monkeypatch.setattr(wan_studio, name, lambda *_, **__: pytest.fail("a network was opened"))
     monkeypatch.setattr(wan_studio, "device_bytes", lambda device: half.device_bytes)

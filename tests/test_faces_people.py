@@ -12,13 +12,15 @@ from torch.nn.functional import interpolate, normalize
 from ipro_core.clips.video import read_frames
 from ipro_core.faces.packs import load_face_models
 from ipro_core.faces.people import clip_people, known_people, people_faces, people_shown
+from ipro_core.faces.places import follow_places
 from ipro_core.faces.pool import build_pool, build_pools
 from ipro_core.faces.tracks import SeenFaces, person_faces, see_faces
 from ipro_core.rewards.face_pool import FacePoolReward
 from ipro_core.tinyworld import FACE_PACK
+from ipro_core.tinyworld.clips import draw_clips
 from ipro_core.tinyworld.painting import render
 from ipro_core.tinyworld.scenes import TinyScene, tiny_scenes
-from ipro_core.tinyworld.world import STATE, Scenes, draw_clips, truth
+from ipro_core.tinyworld.world import STATE, Scenes, truth
 from ipro_core.types import Face, FacePool, GeneratedVideo, Person
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -134,6 +136,25 @@ def test_people_who_pass_each_other_are_told_apart_by_likeness(alike, hidden):
     assert place[1] == {t: 200 - 10.0 * t for t in range(21) if len(frames[t]) > 1}
 
 
+def test_people_who_pass_in_great_steps_are_followed_by_likeness_too():
+    # 85 and 115 become 115 and 85: by place alone each would be where the other was.
+    seen = video(*[[(25.0 + 30 * t, A), (175.0 - 30 * t, B)] for t in range(6)])
+    assert follow_places(seen) == [dict.fromkeys(range(6), 0), dict.fromkeys(range(6), 1)]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_who_comes_out_from_behind_another_is_known_by_the_faces_that_follow(order):
+    bo = 0.6 * A + 0.8 * B
+    apart = [[(LEFT, A), (RIGHT, bo)]] * 2
+    behind = [[(110.0, A)]] * 3
+    # The first two faces are blurred into each other, and tell nothing.
+    out = [[(90.0, A + bo), (130.0, A + bo)][::order], [(80.0, bo), (140.0, A)][::order]]
+    ada, other = known(*apart, *behind, *out, people=(A, bo))
+    first, second = (1, 0) if order > 0 else (0, 1)
+    assert ada == {0: 0, 1: 0, 2: 0, 3: 0, 4: 0, 5: first, 6: first}
+    assert other == {0: 1, 1: 1, 5: second, 6: second}
+
+
 def test_nobodys_face_is_anothers_while_they_are_missing():
     both, stranger = [(LEFT, A), (RIGHT, B)], [(90.0, STRANGER), (LEFT, A)]
     frames = [both] * 2 + [[(LEFT, A)]] * 12 + [stranger] * 2 + [[(300.0, B), (LEFT, A)]] * 2
@@ -246,6 +267,7 @@ def test_one_given_person_is_scored_as_one_always_was(models, crowded):
     (faces,) = people_faces(crowded[1].frames_TCHW, *models, [Person(pool, pool.embeddings_PD[0])])
     alone = person_faces(crowded[1].frames_TCHW, *models, pool=pool, reference_D=pool.embeddings_PD[0])
     assert torch.equal(faces.embeddings_TD, alone.embeddings_TD) and torch.equal(faces.seen_T, alone.seen_T)
+    assert people_faces(crowded[1].frames_TCHW, *models, []) == ()
     with pytest.raises(ValueError, match="each needs a face to be known by"):
         people_faces(crowded[1].frames_TCHW, *models, [Person(pool), Person()])
 

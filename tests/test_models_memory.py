@@ -7,7 +7,7 @@ from torch import Tensor
 from toys import ToyCodec, draw, toy_score
 from wan_engine import SIGMA, X, condition, distance, gradients, layers, model, network
 
-from ipro_core.models import attention, wan_network
+from ipro_core.models import attention, stack, wan_network
 from ipro_core.models.memory import BlockStates, BlockWeights, Copies, HostMemory, Placement
 from ipro_core.models.wan import WanVideoModel
 from ipro_core.sampling.flow import shifted_sigmas
@@ -51,10 +51,17 @@ def _poison(tensor: Tensor) -> None:
 
 
 @pytest.mark.parametrize(
-    "resident, on_host, through", [(0, False, "detached"), (0, True, "detached"), (2, True, "exact")]
+    "resident, on_host, through, attentions",
+    [
+        (0, False, "detached", 0),
+        (0, True, "detached", 0),
+        (2, True, "exact", 3),
+        (0, True, "detached", 7),
+        (0, False, "biased", 99),
+    ],
 )
-def test_streamed_weights_and_states_give_the_same_bits(resident, on_host, through):
-    placement = Placement(resident=resident, states_on_host=on_host)
+def test_streamed_weights_and_states_give_the_same_bits(resident, on_host, through, attentions):
+    placement = Placement(resident=resident, states_on_host=on_host, kept_attentions=attentions)
     late = Late(torch.device("cpu"))
     streamed = model(
         layers=5,
@@ -62,14 +69,15 @@ def test_streamed_weights_and_states_give_the_same_bits(resident, on_host, throu
         weights=lambda made: Poisoned(made.blocks, placement, late),
         states=BlockStates(placement, late),
     )
-    codec, sigmas, given = ToyCodec(dtype=torch.float32), shifted_sigmas(3, 5.0), condition("I2V-A14B")
+    codec, sigmas, given = ToyCodec(dtype=torch.float32), shifted_sigmas(4, 5.0), condition("I2V-A14B")
     results = []
     for wan in (model(layers=5), streamed):
         rollout, _ = reward_gradient(
-            wan, codec, toy_score, X, given, sigmas, grad_steps=2, reward_weight=1.0, kl_through=through
+            wan, codec, toy_score, X, given, sigmas, grad_steps=3, reward_weight=1.0, kl_through=through
         )
         results.append((rollout.latents, collect(wan)))
     assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
+    assert streamed.stack.visits["recalled"] == min(attentions, 2 * 5)  # two passes are run twice
     weights = streamed.stack.weights
     assert isinstance(weights, Poisoned)
     assert len(weights._slots) == 2 >= weights.intact()
@@ -136,11 +144,9 @@ def test_frozen_adapters_travel_with_their_block():
     assert len(gathered) == 20 + 4 + 2 + 1 + 20
 
 
-def update(wan: WanVideoModel, grad_steps: int = 4, kl_through="detached") -> None:
+def update(wan: WanVideoModel, **settings) -> None:
     codec, sigmas = ToyCodec(dtype=torch.float32), shifted_sigmas(8, 5.0)[3:]
-    reward_gradient(
-        wan, codec, toy_score, X, condition("I2V-A14B"), sigmas, grad_steps=grad_steps, kl_through=kl_through
-    )
+    reward_gradient(wan, codec, toy_score, X, condition("I2V-A14B"), sigmas, **settings)
 
 
 def test_what_autograd_keeps_is_the_block_inputs_and_flat_in_depth_without_them():
@@ -189,6 +195,32 @@ def test_an_update_visits_each_block_the_promised_number_of_times(through, backw
         "again": again * blocks,
         "backward": backward * blocks,
     }
+
+
+@pytest.mark.parametrize("kept, recalled", [(4, 0), (1, 5), (0, 5)])
+def test_attentions_are_kept_for_passes_that_are_run_twice_and_for_no_others(kept, recalled, monkeypatch):
+    # 5 steps, K = 4 of v_θ, one v_ref: M passes are kept whole. There is room for 5 blocks' attentions, two
+    # passes and a half of two blocks; each spares a block of the second run its attention.
+    wan = model(placement=Placement(kept_attentions=5))
+    attend, attended = stack.attend, []
+    monkeypatch.setattr(stack, "attend", lambda *qkv: attended.append(1) or attend(*qkv))
+    update(wan, anchored=[1], kept_passes=kept)
+    forward = 2 * (5 + 4 - kept + 1)
+    assert wan.stack.visits["recalled"] == recalled
+    assert wan.stack.visits["forward"] == len(attended) == forward - recalled
+
+
+def test_an_update_that_is_cancelled_leaves_no_attention_to_the_next():
+    def cancelled(*_):
+        raise KeyboardInterrupt
+
+    wan, plain = model(placement=Placement(kept_attentions=6)), model()
+    codec, sigmas, given = ToyCodec(dtype=torch.float32), shifted_sigmas(4, 5.0), condition("I2V-A14B")
+    with pytest.raises(KeyboardInterrupt):
+        reward_gradient(wan, codec, cancelled, X + 1, given, sigmas)
+    for each in (wan, plain):
+        reward_gradient(each, codec, toy_score, X, given, sigmas)
+    assert torch.equal(collect(wan), collect(plain))
 
 
 @pytest.mark.slow

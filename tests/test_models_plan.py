@@ -1,11 +1,13 @@
 """The planner against the engine's own counts, and what it says where nothing fits."""
 
+from dataclasses import replace
+
 import pytest
 
 from ipro_core.bench.count import STREAMED, count_codec, count_network, sampling_peak
 from ipro_core.bench.work import Size
 from ipro_core.models.memory import Placement
-from ipro_core.models.plan import plan_update, planned
+from ipro_core.models.plan import Plan, plan_update, planned
 from ipro_core.models.plan_decoder import decoder_cost
 from ipro_core.models.plan_shape import Passes, Shape
 from ipro_core.models.rate import Rate
@@ -31,7 +33,8 @@ def small(kind: str, heads: int, layers: int) -> dict:
         ("I2V-A14B", 12, 3, "fp8", STREAMED, [], 2, 0),
         ("T2V-1.3B", 6, 5, "bf16", Placement("meta", None, False), [0, 1], 2, 0),
         ("TI2V-5B", 8, 4, "int8", Placement("meta", 2, True), [0, 1], 1, 2),
-        ("TI2V-5B", 8, 4, "bf16", Placement("meta", 2, True), [1], 0, 0),
+        ("TI2V-5B", 8, 4, "bf16", Placement("meta", 2, True, kept_attentions=6), [1], 0, 0),
+        ("I2V-A14B", 8, 5, "fp8", replace(STREAMED, kept_attentions=4), [0], 1, 0),
     ],
 )
 def test_the_predicted_peaks_are_the_counted_ones(
@@ -107,6 +110,23 @@ def test_a_large_device_holds_all_and_a_small_one_streams():
 
     assert placed(80).resident is None and not placed(80).states_on_host
     assert (placed(16).resident or 0) < (placed(24).resident or 0) < 40
+
+
+def test_attentions_fill_what_the_rest_leaves_but_for_8_gib():
+    settings = {"storage": "fp8", "device_bytes": 13 * 10**9, "rate": RATE}
+
+    def plan(host_bytes: int, attentions: int | None = None) -> Plan:
+        return plan_update("I2V-A14B", 832, 480, 81, host_bytes=host_bytes, attentions=attentions, **settings)
+
+    none = plan(64 << 30, 0)
+    # A block's: 32760 tokens of 5120 numbers of two bytes, and 40 heads' log-sum-exp of four bytes.
+    each = 32760 * (5120 * 2 + 40 * 4)
+    filled, kept = plan(64 << 30), plan(64 << 30).placement.kept_attentions
+    assert kept == ((64 << 30) - (8 << 30) - none.host_bytes) // each
+    assert filled.host_bytes == none.host_bytes + kept * each and filled.device_bytes == none.device_bytes
+    assert filled.seconds < none.seconds
+    assert plan(none.host_bytes + (8 << 30)).placement.kept_attentions == 0  # it still fits
+    assert plan(1 << 40).placement.kept_attentions == 3 * 40  # K = 4, one of which is kept whole
 
 
 def test_slow_copies_make_a_streamed_plan_slower():

@@ -51,7 +51,7 @@ def test_the_gradients_are_plain_autograds(kind, dtype, tolerance):
 @pytest.mark.parametrize("recompute", [True, False])
 def test_the_chain_is_plain_autograds(kind, through, recompute):
     codec, sigmas, given = ToyCodec(dtype=torch.float32), shifted_sigmas(3, 5.0), condition(kind)
-    wan = model(kind, placement=Placement(recompute=recompute))
+    wan = model(kind, placement=Placement(recompute=recompute, kept_attentions=1))
     plain_autograd(Stock(wan, given), codec, toy_score, X, sigmas, 2, 1.0, 1.0, "sigma", through)
     expected = collect(wan)
     reward_gradient(

@@ -70,7 +70,7 @@ class Near(GrpoObjective):
         return RewardScore(per_frame_T.mean(), per_frame_T, torch.ones(len(per_frame_T), dtype=torch.bool))
 
 
-SAMPLES = [TrainingSample(f"clip {number}", None, (3, 1, 1, 1), None) for number in range(3)]
+SAMPLES = [TrainingSample(f"clip {number}", None, (3, 1, 1, 1), ()) for number in range(3)]
 
 
 def objective(settings: GrpoSettings = SETTINGS) -> Near:
@@ -240,19 +240,13 @@ def test_killed_with_a_batch_in_hand_it_continues_bit_for_bit(tmp_path, stop):
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_the_command_tunes_the_tiny_world_by_a_reward_without_a_gradient_and_goes_on(tmp_path, capsys):
+def test_the_command_tunes_the_tiny_world_by_a_reward_without_a_gradient(tmp_path, capsys):
     asked = ["train", "--method", "grpo", "--reward", "people", "--scenes", "1", "--batch-size", "1"]
-    asked += ["--group-size", "3", "--inner-updates", "2", "--checkpoint-every", "1", "--rank", "4"]
-    runs = [tmp_path / "whole", tmp_path / "broken"]
-    assert main([*asked, "--run", str(runs[0]), "--updates", "3", "--json"]) == 0
-    assert main([*asked, "--run", str(runs[1]), "--updates", "1"]) == 0
-    assert main([*asked, "--run", str(runs[1]), "--updates", "3", "--resume"]) == 0
-    capsys.readouterr()
-    for name in ("metrics.jsonl", "state/step-00000003.safetensors"):
-        assert (runs[0] / name).read_bytes() == (runs[1] / name).read_bytes(), name
-    records = read_metrics(runs[0])
-    assert records[0].metrics["reward"] == records[1].metrics["reward"] != records[2].metrics["reward"]
-    assert records[0].metrics["reward_std"] > 0 and records[0].metrics["kl"] == 0 < records[1].metrics["kl"]
+    asked += ["--group-size", "2", "--inner-updates", "2", "--updates", "2", "--rank", "4"]
+    assert main([*asked, "--run", str(tmp_path / "run")]) == 0
+    first, second = (record.metrics for record in read_metrics(tmp_path / "run"))
+    assert first["reward"] == second["reward"] and first["reward_std"] > 0
+    assert first["kl"] == 0 < second["kl"] and first["ratio"] == pytest.approx(1, abs=1e-6)
 
 
 def test_a_reward_without_a_gradient_is_for_methods_that_want_none():

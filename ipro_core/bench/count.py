@@ -6,8 +6,10 @@ The blocks are identical, so a few of them are run and the figures are carried o
 
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, partial
+from math import gcd
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,22 +17,21 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..models.frozen import StoredWeight
 from ..models.memory import BlockStates, BlockWeights, Placement
 from ..models.vae import WanVae
 from ..models.wan import WanVideoModel
-from ..models.wan_files import WanFile, load_transformer
+from ..models.wan_files import load_transformer
 from ..models.wan_kinds import RELEASED, Storage, header
 from ..sampling.flow import shifted_sigmas
 from ..sampling.gradient import reward_gradient
 from ..types import RewardScore
-from .counting import CountedMemory, CountedShelf, Ledger, without_arithmetic
+from .counting import CountedMemory, CountedShelf, Ledger, NumberlessFile, without_arithmetic
 from .ways import gradient
 from .work import Size, StandingFace, true_draft, true_vae
 
 STREAMED = Placement("meta", resident=0, states_on_host=True)
-LAYERS = 3, 4
-"""Blocks that are run; from three on each costs what the one before it does."""
+LEAST = 3
+"""Blocks; from here on each costs what the one before it does."""
 
 
 @dataclass(frozen=True)
@@ -68,15 +69,13 @@ def count_update(
         settings: of `reward_gradient`.
     """
     placement = placement or STREAMED
-    sigmas = shifted_sigmas(8, 5.0)[first_step:]
-    few, more = (
-        count_network(
-            size, RELEASED[size.kind] | {"num_layers": n}, storage, placement, rank, sigmas, **settings
-        )
-        for n in LAYERS
-    )
-    ahead = (RELEASED[size.kind]["num_layers"] - LAYERS[0]) / (LAYERS[1] - LAYERS[0])
-    whole = Books(*(a + ahead * (b - a) for a, b in zip(few, more, strict=True)))
+    sigmas, all_kept = shifted_sigmas(8, 5.0)[first_step:], placement.kept_attentions
+
+    def counted(config: dict[str, Any], kept: int) -> Books:
+        where = replace(placement, kept_attentions=kept)
+        return count_network(size, config, storage, where, rank, sigmas, **settings)
+
+    whole = Books(*_of_all_blocks(size, counted, all_kept))
     codec = count_codec(size, drafted=size.is_5b)
     parts = (part / whole.forward for part in (whole.update, codec.decode, codec.pullback))
     return Count(
@@ -87,6 +86,23 @@ def count_update(
         device_bytes=max(whole.device, whole.device_waiting + codec.device),
         host_bytes=max(whole.host, whole.host_waiting + codec.host),
     )
+
+
+def _of_all_blocks(
+    size: Size, counted: Callable[[dict[str, Any], int], Sequence[float]], kept: int = 0
+) -> list[float]:
+    """Figures of the whole network, carried on from two with few blocks.
+
+    Args:
+        counted: gives them for a configuration and as many kept attentions as are its share of `kept`.
+    """
+    layers = RELEASED[size.kind]["num_layers"]
+    step = layers // gcd(layers, kept)  # shares without a remainder
+    begin = -(-LEAST // step) * step
+    few, more = (
+        counted(RELEASED[size.kind] | {"num_layers": n}, kept * n // layers) for n in (begin, begin + step)
+    )
+    return [a + (layers - begin) / step * (b - a) for a, b in zip(few, more, strict=True)]
 
 
 class Whole(NamedTuple):
@@ -101,10 +117,9 @@ def count_reference(size: Size, storage: Storage, rank: int = 32, first_step: in
     gradient and no moment beside them, every step compared."""
     sigmas = shifted_sigmas(8, 5.0)[first_step:]
 
-    def counted(layers: int) -> Tensor:
+    def counted(config: dict[str, Any], _: int) -> tuple[float, ...]:
         ledger = Ledger()
         with without_arithmetic(), ledger:
-            config = RELEASED[size.kind] | {"num_layers": layers}
             model = _model(size, config, storage, Placement("meta"), ledger)
             model.new_adapter(rank)
             vae, condition, x = WanVae(true_vae(size.kind)), size.condition(), torch.empty(size.latents)
@@ -114,11 +129,9 @@ def count_reference(size: Size, storage: Storage, rank: int = 32, first_step: in
             forward = ledger.flops
             ledger.restart()
             gradient("reference", model, vae, StandingFace.of(size), x, condition, sigmas, grad_steps=4)
-        return torch.tensor([forward, ledger.flops, ledger.peak["meta"]], dtype=torch.float64)
+        return forward, ledger.flops, ledger.peak["meta"]
 
-    few, more = map(counted, LAYERS)
-    ahead = (RELEASED[size.kind]["num_layers"] - LAYERS[0]) / (LAYERS[1] - LAYERS[0])
-    forward, update, device = (few + ahead * (more - few)).tolist()
+    forward, update, device = _of_all_blocks(size, counted)
     return Whole(update / forward, device)
 
 
@@ -187,7 +200,7 @@ def _model(
 ) -> WanVideoModel:
     memory = CountedMemory(ledger)
     file = header(config, size.kind, storage, _empty)
-    network = load_transformer(_NumberlessFile(**vars(file)), "meta")
+    network = load_transformer(NumberlessFile(**vars(file)), "meta")
     return WanVideoModel(
         network,
         Path(str(size)),
@@ -271,22 +284,6 @@ class _NoCodec:
 def _brightness(frames_TCHW: Tensor, index: int) -> RewardScore:
     value = frames_TCHW.mean()
     return RewardScore(value, value[None], torch.ones(1, dtype=torch.bool))
-
-
-class _NumberlessFile(WanFile):
-    """A header whose weights are never looked at."""
-
-    def weight(self, name: str) -> StoredWeight:
-        weight = super().weight(name)
-        return _Numberless(weight.stored, weight.scale, weight.gguf_type, weight.rotated)
-
-
-class _Numberless(StoredWeight):
-    def is_finite(self) -> bool:
-        return True
-
-    def to(self, device: torch.device | str) -> StoredWeight:
-        return self
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -17,8 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..models import attention, wan_network
+from ..models.frozen import StoredWeight
 from ..models.memory import HostMemory
 from ..models.vae_box import Shelf
+from ..models.wan_files import WanFile
 
 aten = torch.ops.aten
 
@@ -147,3 +149,19 @@ class CountedMemory(HostMemory):
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         with self._ledger.at("host"):
             return torch.empty(shape, dtype=dtype)
+
+
+class NumberlessFile(WanFile):
+    """A header whose weights are never looked at."""
+
+    def weight(self, name: str) -> StoredWeight:
+        weight = super().weight(name)
+        return _Numberless(weight.stored, weight.scale, weight.gguf_type, weight.rotated)
+
+
+class _Numberless(StoredWeight):
+    def is_finite(self) -> bool:
+        return True
+
+    def to(self, device: torch.device | str) -> StoredWeight:
+        return self

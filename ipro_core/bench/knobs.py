@@ -23,6 +23,8 @@ from ..training.base import TrainingSample
 from ..training.ipro import IproObjective
 from ..training.loop import Draw
 
+RECALLED = 0.36
+"""Of a forward pass: a block run again whose attention was kept, as `ipro bench --count` has it for A14B."""
 AGAIN, BACKWARD = 0.52, 1.81
 """Of a forward pass: a block run again for its gradient without its attention, and its gradient. Multiplied
 out for A14B at 480x832x81: attention is 52 % of a pass, its gradient 2.5 times itself."""
@@ -103,7 +105,8 @@ def _gradients(
             pass
         gradients.append(torch.cat([parameter.grad.flatten().double() for parameter in parameters]))  # type: ignore[union-attr]
     seconds = time.process_time() - began
-    passes = visits["forward"] + AGAIN * visits["again"] + BACKWARD * visits["backward"]
+    passes = visits["forward"] + RECALLED * visits["recalled"]
+    passes += AGAIN * visits["again"] + BACKWARD * visits["backward"]
     per_draw = len(samples) * len(model.stack.weights.blocks)
     return (
         torch.stack(gradients),

@@ -2,12 +2,12 @@
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 
-from ..bench.count import Whole, count_reference, count_update
+from ..bench.count import STREAMED, Whole, count_reference, count_update
 from ..bench.gpu import true_size_rows
 from ..bench.table import BENCHES, growth, machine, markdown, ratios, rows
 from ..bench.work import Size
@@ -58,10 +58,14 @@ def bench_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 _A14B, _5B = Size("I2V-A14B", 832, 480, 81), Size("TI2V-5B", 1280, 704, 121)
+_KEEPING = replace(STREAMED, kept_attentions=48)
+"""As many as the planner keeps of A14B, fp8, on a machine of 64 GiB."""
 _PASSES: dict[str, dict[str, Any]] = {
     "K = 4": {},
     "K = 4, reference at its first step": {"anchored": [0]},
     "K = 4, reference at a later step": {"anchored": [1]},
+    "K = 4, reference at its first step, 48 attentions kept": {"anchored": [0], "placement": _KEEPING},
+    "K = 4, reference at a later step, 48 attentions kept": {"anchored": [1], "placement": _KEEPING},
     "K = 4, no reference": {"anchored": []},
     "K = 1": {"grad_steps": 1},
     "K = 1, no reference": {"grad_steps": 1, "anchored": []},

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation.preferences import study_results
-from ..evaluation.study import QUESTIONS, Study
-from ..evaluation.study_design import StudySettings
+from ..evaluation.study import Study
+from ..evaluation.study_design import QUESTIONS, StudySettings
 from ..evaluation.study_server import StudyServer
 from ..evaluation.study_sources import questions_for, read_sets
 from ..evaluation.study_words import results_in_words

@@ -11,7 +11,7 @@ from typing import Any
 from ..clips.person import find_pictures
 from ..clips.scenes import Scene, find_videos
 from ..evaluation.preferred import VOTES, voted_place, voted_scenes
-from ..evaluation.study import QUESTIONS
+from ..evaluation.study_design import QUESTIONS
 from ..job import LORA, Job, NoFaceError, Tuner, name_of_scenes, save_adapter, showing_faces, usable
 from ..rewards.base import reward_catalogue
 from ..rewards.face_pool import FacePoolReward
@@ -128,6 +128,11 @@ def tune(options: argparse.Namespace) -> None:
             if not begun:
                 run.discard()
             raise
+        if plan.method.people != 1:
+            several = sum(len(studio.pools(scene)) > 1 for scene in scenes)
+            logger.info(
+                f"{several} of {len(scenes)} clips show several people, each with faces of their own."
+            )
         tuner = Tuner(job, scenes)
         with closing(tuner.records(run)) as records:
             bar: Any = progress(records, "tuning", total=plan.loop.updates)

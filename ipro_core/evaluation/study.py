@@ -18,33 +18,8 @@ from torch import Tensor
 from ..clips.video import read_image, write_picture, write_video
 from ..files import fingerprint, sha256, write_atomically
 from .ballots import Ballots
-from .study_design import Kind, Showing, StudySettings, Trial, ballot
+from .study_design import QUESTIONS, Kind, Showing, StudySettings, Trial, ballot
 from .study_videos import Take, alike, shrunk, spoilt
-
-
-@dataclass(frozen=True)
-class Question:
-    name: str
-    title: str
-    words: str
-
-
-QUESTIONS = {
-    question.name: question
-    for question in (
-        Question(
-            "identity",
-            "Identity",
-            "In which video does the person's face stay more like it was at the start?",
-        ),
-        Question(
-            "quality", "Visual quality", "Which video looks better: sharper, steadier, with fewer faults?"
-        ),
-        Question("text", "Text alignment", "Which video does more of what the text says?"),
-        Question("motion", "Motion", "In which video do people and things move more?"),
-    )
-}
-"""The paper's four."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Which trials of a study a voter meets, in which order, and what lies left: seeded, even, told to nobody."""
+"""What is asked; which trials a voter meets, in which order, what lies left: seeded, even, told to nobody."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,6 +10,31 @@ from typing import Literal
 from ..types import check_knobs, knob
 
 Kind = Literal["pair", "same", "spoilt"]
+
+
+@dataclass(frozen=True)
+class Question:
+    name: str
+    title: str
+    words: str
+
+
+QUESTIONS = {
+    question.name: question
+    for question in (
+        Question(
+            "identity",
+            "Identity",
+            "In which video does the person's face stay more like it was at the start?",
+        ),
+        Question(
+            "quality", "Visual quality", "Which video looks better: sharper, steadier, with fewer faults?"
+        ),
+        Question("text", "Text alignment", "Which video does more of what the text says?"),
+        Question("motion", "Motion", "In which video do people and things move more?"),
+    )
+}
+"""The paper's four."""
 
 
 @dataclass(frozen=True)

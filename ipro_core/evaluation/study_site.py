@@ -21,8 +21,8 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from .ballots import Vote
-from .study import QUESTIONS, Study
-from .study_design import Showing
+from .study import Study
+from .study_design import QUESTIONS, Showing
 
 logger = logging.getLogger("ipro")
 PAGE = Path(__file__).resolve().parents[2] / "web" / "study"

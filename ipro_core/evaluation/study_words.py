@@ -3,7 +3,7 @@
 import math
 
 from .preferences import PairPreference, StudyResults
-from .study import QUESTIONS
+from .study_design import QUESTIONS
 
 
 def results_in_words(counted: StudyResults) -> str:

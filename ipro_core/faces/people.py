@@ -28,6 +28,7 @@ from .tracks import (
     person_faces,
     see_faces,
     track_of,
+    track_person,
 )
 
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ def people_faces(
     choose: Choose = "tracked",
     jitter: float = 0.0,
     generator: torch.Generator | None = None,
+    seen: SeenFaces | None = None,
 ) -> tuple[PersonFaces, ...]:
     """The faces of given people in every frame of a video, differentiable in the pixels; of one person as
     `person_faces` gives them.
@@ -130,12 +132,19 @@ def people_faces(
         people: each with a pool that holds a face, or a reference.
         choose: of a lone person, see `track_person`.
         jitter, generator: see `crop_faces`.
+        seen: the video's faces, if the caller has looked for them; saves detection.
     """
     how = {"jitter": jitter, "generator": generator}
+    if not people:
+        return ()
     if len(people) == 1:
         asked = {"pool": people[0].pool, "reference_D": people[0].reference_D, "choose": choose}
+        if seen is not None:
+            known_D = None if people[0].reference_D is None else people[0].reference_D.detach().cpu().float()
+            follow = {"choose": choose, "reference_D": known_D}
+            asked["track"] = track_person(seen.detections, seen.embeddings, **follow)
         return (person_faces(frames_TCHW, detector, recognizer, **asked, **how),)
-    seen = see_faces(frames_TCHW, detector, recognizer)
+    seen = seen or see_faces(frames_TCHW, detector, recognizer)
     middle_ND = torch.stack([_known(person) for person in people])
     likeness = [(faces_FD @ middle_ND.T).numpy() for faces_FD in seen.embeddings]
     tracks = [

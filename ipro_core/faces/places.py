@@ -39,7 +39,7 @@ def follow_places(
         worth = np.where(doubtful, 2 * SAME_PLACE, 2 * place) + person
         worth[~near & (person < same)] = -np.inf
         if cut_crossings:
-            worth[doubtful.any(axis=1)] = -np.inf
+            worth[doubtful.any(axis=1)] = worth[:, doubtful.any(axis=0)] = -np.inf
         matched = match(worth, missing=-1.0)
         for track, column in zip(waiting, matched, strict=True):
             if column is not None:

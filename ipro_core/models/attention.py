@@ -4,6 +4,7 @@ The backward pass of a flash kernel wants q, k, v, the result and each row's log
 forward pass. At 32 760 tokens that pass is half of the network's arithmetic.
 """
 
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,26 @@ class Attended:
     """Each row's log-sum-exp; None: by plain mathematics, which has to be done again."""
     rest: tuple[Any, ...] = ()
     """What else the kernel returned: lengths and seeds."""
+
+
+class Recall:
+    """The results of an update's passes that are run twice, between the first run and the second.
+
+    With them the second needs neither attention nor queries, keys and values.
+    """
+
+    def __init__(self, room: int):
+        self.room, self.number = room, 0
+        self._passes: defaultdict[int, dict[int, Attended]] = defaultdict(dict)
+
+    def leave(self, block: int, attended: Attended) -> None:
+        """Of the pass with the present number."""
+        self._passes[self.number][block] = attended
+        self.room -= 1
+
+    def found(self) -> dict[int, Attended]:
+        """By block, what that pass has left; it is taken."""
+        return self._passes.pop(self.number, {})
 
 
 def attend(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Attended:

@@ -1,6 +1,7 @@
 """What sampling and training know of a video model: small protocols."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -68,6 +69,13 @@ class VideoCodec(Protocol):
     def pullback(self, latents_BCTHW: Tensor, gradient_BTCHW: Tensor) -> Tensor:
         """The vector-Jacobian product of `decode`: d/d latents of ⟨gradient, decode(latents)⟩."""
         ...
+
+
+def recalling(model: VideoModel) -> Callable[[int], AbstractContextManager[None]]:
+    """Contexts for the passes of one update, by their numbers: within, v_θ's first run, without a gradient,
+    may leave what spares the second one work. Both see the same x; a model may do without."""
+    own = getattr(model, "recalling", None)
+    return own() if own is not None else lambda number: nullcontext()
 
 
 PASSES = ("velocity", "frozen_velocity", "velocities")

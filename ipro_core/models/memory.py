@@ -34,6 +34,9 @@ class Placement:
     """Blocks whose weights stay on the device, spread evenly; None: all."""
     states_on_host: bool = False
     """Whether what the backward pass needs of each block waits in host memory."""
+    kept_attentions: int = 0
+    """Blocks whose attention's result waits, where the states do, until their pass is run again for its
+    gradient: the second run then costs a third. Counted over all such passes of an update."""
     ffn_tokens: int = 4096
     """Tokens that a feed-forward layer works on at a time; its activations are the widest."""
     recompute: bool = True

@@ -6,7 +6,7 @@ none does it says which smaller video would. Its bytes are held against counts o
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -38,6 +38,8 @@ _PIECE_BYTES = 5 * (64 << 20)
 """Float32 pieces of a layer that works on some tokens at a time."""
 _FLASH_BYTES = 256 << 20
 """CUDA's flash backward: q's gradient in float32, some heads at a time."""
+_LEFT_BYTES = 8 << 30
+"""Of what there is, how much further attention's results leave free for others."""
 _CONTEXT_BYTES = 600 << 20
 """CUDA's context and libraries, which torch does not count. An estimate."""
 
@@ -70,6 +72,8 @@ class Plan:
         if resident is not None:
             placed = f"{resident} blocks on the device, the others streamed from host memory"
         states = "host" if self.placement.states_on_host else "device"
+        if self.placement.kept_attentions:
+            states += f", and {self.placement.kept_attentions} attentions for passes that are run again"
         doubt = "" if self.measured else " (predicted, not yet measured on a GPU)"
         return (
             f"{self.model}, {self.size}: {self.tokens} tokens, {self.flops / 1e15:.3g} PFLOP a video\n"
@@ -94,6 +98,7 @@ def plan_update(
     drafted: bool = False,
     storage: Storage = "bf16",
     device: torch.device | str = "cuda",
+    attentions: int | None = None,
     allowed: Callable[[Placement], bool] = lambda placement: True,
 ) -> Plan:
     """The fastest placement of one update, or of one video sampled, that fits.
@@ -105,6 +110,8 @@ def plan_update(
         passes: default: five steps of which four carry gradients, all compared with the frozen model.
         batch: videos that pass the network together.
         drafted: whether a draft shows where the faces are, and only they are decoded truly.
+        attentions: at most so many are kept (`Placement.kept_attentions`); None: as many as leave 8 GiB free
+            of where the states lie, once the rest has its place.
         allowed: of the placements, those that may be chosen.
 
     Raises:
@@ -113,9 +120,14 @@ def plan_update(
     file = released_file(model, storage) if isinstance(model, str) else model
     shape, passes = Shape.of(file), passes or Passes.of(5, 4, 4, True)
 
+    def plan_of(width: int, height: int, frames: int, placement: Placement, keeps: bool, kept: int) -> Plan:
+        codec = decoder_cost(is_5b(shape), width, height, frames, drafted, keeps)
+        placement = replace(placement, kept_attentions=kept)
+        return planned(shape, width, height, frames, passes, rank, rate, placement, batch, codec)
+
     def plans(width: int, height: int, frames: int) -> list[Plan]:
-        every = candidates(shape, width, height, frames, passes, rank, batch, rate, device, drafted)
-        return [plan for plan in every if allowed(plan.placement)]
+        every = ((at, keeps) for at, keeps in candidates(shape, device, drafted) if allowed(at))
+        return [plan_of(width, height, frames, *one, attentions or 0) for one in every]
 
     def fastest(width: int, height: int, frames: int) -> Plan | None:
         fitting = [
@@ -135,28 +147,20 @@ def plan_update(
             f"the device and {least.host_bytes / 1e9:.1f} GB of host memory at least, and there are "
             f"{device_bytes / 1e9:.1f} and {host_bytes / 1e9:.1f}: {advice}."
         )
+    if attentions is None:
+        on_host = plan.placement.states_on_host
+        free = host_bytes - plan.host_bytes if on_host else device_bytes - plan.device_bytes
+        kept = max(0, free - _LEFT_BYTES) // _attention_bytes(shape, plan.tokens)
+        plan = plan_of(width, height, frames, plan.placement, plan.kept_bytes > 0, kept)
     return plan
 
 
-def candidates(
-    shape: Shape,
-    width: int,
-    height: int,
-    frames: int,
-    passes: Passes,
-    rank: int,
-    batch: int,
-    rate: Rate,
-    device: torch.device | str,
-    drafted: bool,
-) -> Iterator[Plan]:
+def candidates(shape: Shape, device: torch.device | str, drafted: bool) -> Iterator[tuple[Placement, bool]]:
     """Every placement worth a look: from all blocks resident to none, states here or on the host; and of a
     drafted video the box's graphs kept or not."""
     options = product(range(shape.layers, -1, -1), (False, True), (True, False) if drafted else (False,))
     for resident, on_host, keeps in options:
-        placement = Placement(device, None if resident == shape.layers else resident, on_host)
-        codec = decoder_cost(is_5b(shape), width, height, frames, drafted, keeps)
-        yield planned(shape, width, height, frames, passes, rank, rate, placement, batch, codec)
+        yield Placement(device, None if resident == shape.layers else resident, on_host), keeps
 
 
 def planned(
@@ -179,11 +183,15 @@ def planned(
     streamed = 0 if placement.resident is None else shape.layers - placement.resident
     tokens = batch * tokens_of(shape, width, height, frames)
     x_bytes = tokens * shape.dim * shape.itemsize
-    lse_bytes = tokens * shape.heads * 4
     held = streamed * shape.block_bytes
     # Of each block its input and its attention's result: of the passes that wait, or of the one at work.
     alive = max(passes.kept, 1) if passes.backward else 0
-    states = alive * shape.layers * (2 * x_bytes + lse_bytes)
+    attention_bytes = _attention_bytes(shape, tokens)
+    whole = shape.layers * (x_bytes + attention_bytes)
+    attentions = min(placement.kept_attentions, passes.rerun * shape.layers)
+    # Where no pass waits whole, those of the first to be run again are part of the one at work.
+    part = 0 if passes.kept else max(0, attentions - (passes.rerun - 1) * shape.layers)
+    states = alive * whole + (attentions - part) * attention_bytes
     here = 0 if placement.states_on_host else states
     further = max(passes.kept - 1, 0) * (_KEPT_TENSORS + _KEPT_ANCHOR_TENSORS * passes.anchored)
     last = (passes.kept > 0) * (_WAITING_TENSORS + _WAITING_ANCHOR_TENSORS * passes.anchored)
@@ -215,16 +223,25 @@ def planned(
     attention = forward - linear
     backward = linear + 2.5 * attention
     network = passes.forward * forward + passes.again * linear + passes.backward * backward
+    network -= attentions / shape.layers * shape.recalled_flops(tokens)
     flops = network + batch * decoder_flops
-    # A pass brings the streamed blocks while it works; it waits for what arrives later.
-    copied = (passes.forward + passes.again) * held + 2 * passes.again * on_host / max(alive, 1)
+    # A pass brings the streamed blocks while it works; it waits for what arrives later. States leave and come
+    # back; a kept attention comes once more.
+    copied = (passes.forward + passes.again) * held
+    copied += placement.states_on_host * (2 * passes.again * whole + attentions * x_bytes)
     seconds = max(flops / rate.flops, copied / rate.copies)
     return Plan(
-        shape.name, f"{width}x{height}, {frames} frames", placement, codec.kept_bytes,
+        shape.name, f"{width}x{height}, {frames} frames",
+        replace(placement, kept_attentions=attentions), codec.kept_bytes,
         round(rest + max(work, decoding) + (_CONTEXT_BYTES if cuda else 0)),
         round(held + on_host + borders), seconds / batch, tokens, flops / batch, round(rest + work),
         round(held + on_host), network,
     )  # fmt: skip
+
+
+def _attention_bytes(shape: Shape, tokens: int) -> int:
+    """Of one block: its attention's result and the log-sum-exp of each row and head."""
+    return tokens * (shape.dim * shape.itemsize + shape.heads * 4)
 
 
 def _largest_that_fits(width: int, height: int, frames: int, fastest: Any) -> str | None:

@@ -63,6 +63,10 @@ class Shape:
         """q kᵀ and · v, two operations each."""
         return self.layers * 4 * tokens * (tokens + self.text_tokens) * self.dim
 
+    def recalled_flops(self, tokens: int) -> float:
+        """What a pass is spared that finds its self-attention's results: it, and q, k and v."""
+        return self.layers * tokens * self.dim * (4 * tokens + 6 * self.dim)
+
 
 @dataclass(frozen=True)
 class Passes:
@@ -118,6 +122,11 @@ class Passes:
         forward, again, backward = (count * passes for passes in (self.forward, self.again, self.backward))
         more = {"forward": forward + after, "again": again, "backward": backward}
         return replace(self, **more, decodes=count * self.decodes)
+
+    @property
+    def rerun(self) -> int:
+        """Passes of the rollout that are run again for their gradient."""
+        return round(self.again) - self.kept
 
     @classmethod
     def sampling(cls, steps: int, decodes: bool = True) -> "Passes":

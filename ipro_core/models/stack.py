@@ -7,8 +7,10 @@ activations are on the device at a time. The adapter's gradients go to `.grad` a
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import Parameter
 
 from .adapters import Adapters
-from .attention import Attended, attend, attend_again
+from .attention import Attended, Recall, attend, attend_again
 from .memory import BlockStates, BlockWeights, Placement
 from .wan_network import EAGER, Side, compiled, token_pieces
 
@@ -69,7 +71,10 @@ class BlockStack:
         self.ffn_tokens, self.recompute = placement.ffn_tokens, placement.recompute
         self.segments = compiled(placement.compile) if placement.compile else EAGER
         self.visits: Counter[str] = Counter()
-        """Runs of a block so far: "forward", "again" (for its gradient), "backward" (one per cotangent)."""
+        """Runs of a block so far: "forward", "recalled" (its attention's result was kept), "again" (for its
+        gradient), "backward" (one per cotangent)."""
+        self._kept_attentions = placement.kept_attentions if placement.recompute else 0
+        self._recall: Recall | None = None
 
     def __call__(self, tokens: Sequence[Tensor], lanes: Sequence[Lane]) -> list[Tensor]:
         """The tokens (B, L, D) after the last block, for each lane; twice for a forked one.
@@ -88,28 +93,54 @@ class BlockStack:
             out, _ = self.forward(tokens, lanes, [False] * len(lanes))
         return [x for x, lane in zip(out, lanes, strict=True) for _ in range(1 + lane.forked)]
 
+    def recalling(self) -> Callable[[int], AbstractContextManager[None]]:
+        """See `models.base.recalling`."""
+        return partial(self._recalling, Recall(self._kept_attentions))
+
+    @contextmanager
+    def _recalling(self, recall: Recall, number: int) -> Iterator[None]:
+        recall.number, self._recall = number, recall
+        try:
+            yield
+        finally:
+            self._recall = None
+
     def forward(
         self, tokens: Sequence[Tensor], lanes: Sequence[Lane], wanted: Sequence[bool]
     ) -> tuple[list[Tensor], list[list[Kept]]]:
         """The lanes' results; and for each block what the wanted lanes leave, in their order."""
-        out, kept = list(tokens), []
-        for _, block in self.weights.travel(range(len(self.weights.blocks))):
+        out, kept, recall = list(tokens), [], self._recall
+        found = recall.found() if recall else {}
+        order = range(len(self.weights.blocks))
+        arriving = self.states.travel([[found[i].out_BLD] if i in found else [] for i in order])
+        for (index, block), arrived in zip(self.weights.travel(order), arriving, strict=True):
             left: list[Kept] = []
             for j, lane in enumerate(lanes):
+                recalled = index in found and bool(lane.trained)
                 with self.adapters.only(lane.adapters):
-                    attended = attend(*self.segments.queries(block, out[j], lane.side))
-                    x_BLD = self.segments.after_self_attention(block, out[j], lane.side, attended.out_BLD)
+                    if recalled:
+                        attended, attended_BLD = found[index], arrived[0]
+                    else:
+                        attended = attend(*self.segments.queries(block, out[j], lane.side))
+                        attended_BLD = attended.out_BLD
+                    x_BLD = self.segments.after_self_attention(block, out[j], lane.side, attended_BLD)
                     if wanted[j]:
-                        keep = self.states.keep
-                        lse = None if attended.lse is None else keep(attended.lse)
-                        attended = replace(attended, out_BLD=keep(attended.out_BLD), lse=lse)
-                        left.append(Kept(keep(out[j]), attended))
+                        attended = attended if recalled else self._waiting(attended)
+                        left.append(Kept(self.states.keep(out[j]), attended))
+                    elif recall and recall.room and lane.trained:
+                        recall.leave(index, self._waiting(attended))
                     x_BLD = self.segments.cross_attention(block, x_BLD, lane.side)
                     out[j] = self._feed_forward(block, x_BLD, lane.side.modulation_BF6D)
-                self.visits["forward"] += 1
+                self.visits["recalled" if recalled else "forward"] += 1
             kept.append(left)
         self.states.settle()
         return out, kept
+
+    def _waiting(self, attended: Attended) -> Attended:
+        """The same where the states wait."""
+        keep = self.states.keep
+        lse = None if attended.lse is None else keep(attended.lse)
+        return replace(attended, out_BLD=keep(attended.out_BLD), lse=lse)
 
     def backward(
         self,

@@ -4,7 +4,8 @@ The network is diffusers' WanTransformer3DModel, the adapter peft's LoRA on the 
 layers (the authors' choice); how a pass is run, and where its weights and states lie meanwhile, is ours.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -123,6 +124,10 @@ class WanVideoModel:
         reference = _Pass(self.adapters.frozen, constant=not through_reference)
         v, *again, v_ref = self._run(x_BCTHW, sigma, condition, ours, reference)
         return v, again[0] if fork else v, v_ref
+
+    def recalling(self) -> Callable[[int], AbstractContextManager[None]]:
+        """See `base.recalling`: with it a pass that is run again finds its attention's results."""
+        return self.stack.recalling()
 
     def adapter_parameters(self) -> Mapping[str, Parameter]:
         """By ComfyUI's name without its prefix: `blocks.0.self_attn.q.lora_A.weight`."""

@@ -55,7 +55,7 @@ ROWS = (
     Row("dpo", "DPO", {"method": "dpo"}),
     Row("grpo", "GRPO", {"method": "grpo"}),
     Row("high-noise", "gradient of the first steps", {"placement": "high-noise", "first_tuned_step": 0}),
-    Row("no-kl", "without KL (its weight 1e-9: it is measured and does nothing)", {"kl_weight": 1e-9}),
+    Row("no-kl", "without KL", {"kl_weight": 0.0, "measure_kl": True}),
     Row("no-fsm", "without FSM: the first frame is the reference", {"reward": "reference"}),
 )
 

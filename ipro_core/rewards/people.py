@@ -41,7 +41,13 @@ class PeopleReward:
         cloned = sum(map(sight.cloned, range(sight.people))) / sight.people
         kept = kept_TN.mean().item() if self.measure == "similarity" else sight.identity_f1()
         value = kept - self.swap_cost * swapped - self.clone_cost * cloned
-        return RewardScore(torch.tensor(value), kept_TN.mean(dim=1).float(), matched_everybody(sight))
+        found_TN, people = found(sight), ()
+        if sight.people > 1:
+            people = tuple(
+                RewardScore(kept_T.mean(), kept_T, found_T)
+                for kept_T, found_T in zip(kept_TN.float().T, found_TN.T, strict=True)
+            )
+        return RewardScore(torch.tensor(value), kept_TN.mean(dim=1).float(), found_TN.all(dim=1), people)
 
 
 def sight_of(video: GeneratedVideo, same: float = SAME_PERSON) -> Sight:
@@ -71,6 +77,7 @@ def known_faces(people: Sequence[PersonFaces]) -> list[Tensor]:
     return [faces_PD for faces_PD in faces if faces_PD is not None]
 
 
-def matched_everybody(sight: Sight) -> Tensor:
-    """bool, of every frame: whether each person was found."""
-    return torch.tensor([all(face is not None for face in sight.matched[t]) for t in sight.counted])
+def found(sight: Sight) -> Tensor:
+    """bool, (T, N): whether each person was found in each frame."""
+    rows = [[face is not None for face in sight.matched[t]] for t in sight.counted]
+    return torch.tensor(rows).reshape(len(rows), sight.people)

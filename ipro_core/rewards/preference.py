@@ -23,7 +23,7 @@ from torch import Tensor
 from ..faces.sight import Sight
 from ..files import write_atomically
 from ..types import GeneratedVideo, RewardScore, knob
-from .people import matched_everybody, sight_of
+from .people import found, sight_of
 
 SIGNS = ("kept", "place", "other", "steady", "double", "found")
 STATISTICS = ("mean", "least", "most", "spread", "drift")
@@ -208,4 +208,4 @@ class PreferenceReward:
                 )
         sight = sight_of(video)
         value = head(features(sight))
-        return RewardScore(value, value.expand(len(sight.counted)).clone(), matched_everybody(sight))
+        return RewardScore(value, value.expand(len(sight.counted)).clone(), found(sight).all(dim=1))

@@ -12,7 +12,8 @@ The K steps are the last ones, or lie earlier: those after them then carry a_i a
 equals plain autograd to rounding, and its memory does not grow with K. Passes of the network per call, N
 steps, L of them after the K, R of the K compared with the frozen model, M passes of the rollout kept for the
 gradient (1, or as many as memory has room for): N + K + L - M + R forward and K + L backward. "detached" adds
-up to R backward, which cost a model that offers `velocities` no second run of its blocks.
+up to R backward, which cost a model that offers `velocities` no second run of its blocks; of the K + L - M
+passes that are run twice, a model that offers `recalling` may spare itself a part.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.base import VideoCodec, VideoModel, pull
+from ..models.base import VideoCodec, VideoModel, pull, recalling
 from ..types import AnchorWeighting, KLThrough, RewardScore, Rollout
 from .anchor import kl_anchor
 from .flow import euler_step
@@ -116,10 +117,15 @@ def reward_gradient(
 
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     kept_from = num_steps - min(kept_passes, num_steps - first)
-    states, kept = [x, *steps(model, x, condition, sigmas[: kept_from + 1])], []
-    for i in range(kept_from, num_steps):
-        kept.append(run(i, states[i]))
-        states.append(euler_step(states[i], kept[-1].v.detach(), levels[i], levels[i + 1]))
+    states, kept, twice = [x, *steps(model, x, condition, sigmas[: first + 1])], [], recalling(model)
+    for i in range(first, num_steps):
+        if i < kept_from:
+            with twice(i):
+                v = model.velocity(states[i], levels[i], condition)
+        else:
+            kept.append(run(i, states[i]))
+            v = kept[-1].v.detach()
+        states.append(euler_step(states[i], v, levels[i], levels[i + 1]))
 
     latents = states.pop()
     carried, scores = pull_reward(codec, score, latents)
@@ -147,10 +153,14 @@ def reward_gradient(
         (reward_part + kl_part).backward()
         return carried + _gradient(step.x_t)
 
+    def run_again(i: int) -> _Pass:
+        with twice(i):
+            return run(i, states[i])
+
     for i in reversed(range(first, num_steps)):
         with _adapter_held(model, i >= end):
             # Made in the call, so that nobody else holds the graph.
-            carried = step_back(i, kept.pop() if kept else run(i, states[i]), carried)
+            carried = step_back(i, kept.pop() if kept else run_again(i), carried)
 
     levels_R = torch.tensor([levels[i] for i in anchored], dtype=sigmas.dtype)
     drift_R = torch.stack([drift[i] for i in anchored]) if anchored else levels_R

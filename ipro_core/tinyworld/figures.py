@@ -174,24 +174,28 @@ def stranger_floor(scenes: Sequence[TinyScene], recognizer: Recognizer) -> float
 def retrieval(scorer: TinyScorer, world: str, *, repeats: int = 4) -> dict[str, float]:
     """How often the scorer ranks a clip's prompt first among all of its world, for people of no training.
 
-    By a whole clip's mean, by its first and its last frame; the clips of prompts that training held out are
-    also counted alone.
+    By a whole clip's mean, by its first and its last frame; by the last frame also the prompts that training
+    held out alone, and how often the move or the expression of the first in rank is right.
     """
     shown, held_out = world_prompts(world)
     prompts = (*shown, *held_out)
     clips = draw_clips(prompts * repeats, split_generator("checks", 31, world), world=world)
     texts_PD = scorer.embed_texts(list(prompts))
     cosines_NTP = torch.stack([scorer.embed_images(frames) @ texts_PD.T for frames in render(clips)])
-    right_P = torch.arange(len(prompts)).repeat(repeats)
 
-    def share(cosines_NP: Tensor, chosen: slice = slice(None)) -> float:
-        hits_NP = (cosines_NP.argmax(-1) == right_P).view(repeats, -1)
-        return hits_NP[:, chosen].float().mean().item()
+    def share(cosines_NP: Tensor, same: Callable[[str], str] = str, chosen: slice = slice(None)) -> float:
+        ranked_first = cosines_NP.argmax(-1).view(repeats, -1)[:, chosen].flatten().tolist()
+        wanted = prompts[chosen] * repeats
+        pairs = zip(ranked_first, wanted, strict=True)
+        return sum(same(prompts[k]) == same(want) for k, want in pairs) / len(wanted)
 
+    last_NP = cosines_NTP[:, -1]
     return {
         "clip": share(cosines_NTP.mean(1)),
-        "clip, prompt held out": share(cosines_NTP.mean(1), slice(len(shown), None)),
         "first_frame": share(cosines_NTP[:, 0]),
-        "last_frame": share(cosines_NTP[:, -1]),
+        "last_frame": share(last_NP),
+        "last_frame, prompt held out": share(last_NP, chosen=slice(len(shown), None)),
+        "last_frame, move": share(last_NP, lambda prompt: prompt.split(" and ")[0]),
+        "last_frame, expression": share(last_NP, lambda prompt: prompt.split(" and ")[1]),
         "chance": 1 / len(prompts),
     }

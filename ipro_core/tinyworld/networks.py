@@ -1,8 +1,7 @@
 """The tiny world's face networks, in the layouts of InsightFace's files.
 
 Two recognisers of different make (so that one can judge what the other has been rewarded for) and a detector
-with SCRFD's nine outputs. Only training needs this file: at run time the ONNX files are opened like any
-user's.
+with SCRFD's nine outputs. At run time nobody needs them: the ONNX files are opened like any user's.
 """
 
 import torch
@@ -16,7 +15,7 @@ WIDTH = 64
 """Length of an embedding."""
 
 
-def _conv(
+def conv(
     inputs: int, outputs: int, kernel: int = 3, stride: int = 1, activation: bool = True
 ) -> nn.Sequential:
     layers = [
@@ -26,14 +25,12 @@ def _conv(
     return nn.Sequential(*layers, *([nn.PReLU(outputs)] if activation else []))
 
 
-class _Residual(nn.Module):
+class Residual(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            _conv(inputs, outputs, 3, stride), _conv(outputs, outputs, activation=False)
-        )
+        self.body = nn.Sequential(conv(inputs, outputs, 3, stride), conv(outputs, outputs, activation=False))
         plain = inputs == outputs and stride == 1
-        self.short = nn.Identity() if plain else _conv(inputs, outputs, 1, stride, activation=False)
+        self.short = nn.Identity() if plain else conv(inputs, outputs, 1, stride, activation=False)
         self.act = nn.PReLU(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,11 +44,11 @@ class Recognizer(nn.Module):
         super().__init__()
         self.pool = nn.AvgPool2d(4)  # the world's faces have no more than 28 px of detail
         self.body = nn.Sequential(
-            _conv(3, 24, 4, 2),
-            _Residual(24, 24),
-            _Residual(24, 56, 2),
-            _Residual(56, 56),
-            _conv(56, 128, 1),
+            conv(3, 24, 4, 2),
+            Residual(24, 24),
+            Residual(24, 56, 2),
+            Residual(56, 56),
+            conv(56, 128, 1),
             nn.Conv2d(128, 128, 7, groups=128, bias=False),
             nn.BatchNorm2d(128),
         )
@@ -119,16 +116,16 @@ class Detector(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = _conv(3, 24, 5, 4)
+        self.stem = conv(3, 24, 5, 4)
         self.stages = nn.ModuleList(
             (
-                nn.Sequential(_conv(24, 32, 3, 2), _Residual(32, 32)),
-                nn.Sequential(_conv(32, 48, 3, 2), _Residual(48, 48)),
-                nn.Sequential(_conv(48, 48, 3, 2), _conv(48, 48)),
+                nn.Sequential(conv(24, 32, 3, 2), Residual(32, 32)),
+                nn.Sequential(conv(32, 48, 3, 2), Residual(48, 48)),
+                nn.Sequential(conv(48, 48, 3, 2), conv(48, 48)),
             )
         )
         self.lateral = nn.ModuleList(nn.Conv2d(channels, 32, 1) for channels in (32, 48, 48))
-        self.smooth = nn.ModuleList(_conv(32, 32) for _ in STRIDES)
+        self.smooth = nn.ModuleList(conv(32, 32) for _ in STRIDES)
         self.heads = nn.ModuleList(nn.Conv2d(32, 2 * 15, 1) for _ in STRIDES)
         for head in self.heads:
             nn.init.constant_(head.bias[:2], -4.0)  # type: ignore[index]

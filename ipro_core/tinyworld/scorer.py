@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
 from ..files import sha256
+from .networks import Residual, conv
 from .scenes import embed_word
 
 SIDE = 48
@@ -25,16 +26,22 @@ WIDTH = 64
 """Length of an embedding."""
 
 
-class _Step(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.GroupNorm(8, channels), nn.SiLU(), nn.Conv2d(channels, channels, 3, padding=1),
-            nn.GroupNorm(8, channels), nn.SiLU(), nn.Conv2d(channels, channels, 3, padding=1),
-        )  # fmt: skip
+def _words(text: str) -> Tensor:
+    return torch.stack([embed_word(word)[:WORD] for word in text.lower().split() or [""]])
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.body(x)
+
+class _Glance(nn.Module):
+    """What four learned glances at a map of features see, and where they fell."""
+
+    def __init__(self, channels: int, cells: int, outputs: int, glances: int = 4) -> None:
+        super().__init__()
+        self.aim = nn.Conv2d(channels, glances, 1)
+        self.mix = nn.Linear(glances * (channels + cells), outputs)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        where_NGP = self.aim(x_NCHW).flatten(2).softmax(dim=-1)
+        what_NGC = where_NGP @ x_NCHW.flatten(2).mT
+        return self.mix(torch.cat((what_NGC, where_NGP), dim=-1).flatten(1))
 
 
 class TinyScorer(nn.Module):
@@ -47,9 +54,8 @@ class TinyScorer(nn.Module):
         super().__init__()
         self.name = name
         self.image = nn.Sequential(
-            nn.Conv2d(3, 24, 4, 2, 1), nn.SiLU(), nn.Conv2d(24, 40, 4, 2, 1), _Step(40),
-            nn.Conv2d(40, 56, 4, 2, 1), _Step(56), nn.GroupNorm(8, 56), nn.SiLU(),
-            nn.Conv2d(56, 12, 1), nn.Flatten(), nn.Linear(12 * (SIDE // 8) ** 2, WIDTH),
+            conv(3, 24, 4, 2), Residual(24, 40, 2), Residual(40, 40), Residual(40, 56, 2),
+            _Glance(56, (SIDE // 8) ** 2, WIDTH),
         )  # fmt: skip
         self.text = nn.Sequential(nn.Linear(WORD, 96), nn.SiLU(), nn.Linear(96, WIDTH))
         self.log_scale = nn.Parameter(torch.tensor(2.3))
@@ -80,12 +86,6 @@ class TinyScorer(nn.Module):
         return normalize(self.image(frames_NCHW * 2 - 1), dim=-1)
 
     def embed_texts(self, texts: list[str]) -> Tensor:
-        """(N, 64) of unit length; the order of words does not count."""
-        means = [
-            torch.stack([_word(word) for word in text.lower().split() or [""]]).mean(0) for text in texts
-        ]
-        return normalize(self.text(torch.stack(means).to(self.log_scale)), dim=-1)
-
-
-def _word(word: str) -> Tensor:
-    return embed_word(word)[:WORD]
+        """(N, 64) of unit length, the mean of their words."""
+        means = [self.text(_words(text).to(self.log_scale)).mean(0) for text in texts]
+        return normalize(torch.stack(means), dim=-1)

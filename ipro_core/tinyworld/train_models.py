@@ -33,7 +33,7 @@ from .train_video import fit_codec, train_video
 
 BUDGETS = {"recognizer": 800.0, "judge": 700.0, "detector": 430.0}
 VIDEO_STEPS = 3600
-TURNS_STEPS = 2000
+TURNS_STEPS = 4000
 
 
 def make_codec(_: Path) -> None:
@@ -106,6 +106,7 @@ def save_detector(network: torch.nn.Module, path: Path) -> None:
 
 def make_figures(_: Path) -> None:
     """figures.json: what the files in weights/ can do, on people and prompts of no training."""
+    torch.manual_seed(6)  # of the untrained networks
     world = open_tiny_world()
     assert world.judge is not None
     detector, recognizer = world.faces.open()

@@ -158,6 +158,9 @@ class Method(Generic[Settings]):
         people = draw.sample.people
         if not self.settings.pool_first_frame:
             people = [replace(one, pool=one.pool and without_first_frame(one.pool)) for one in people]
+        seen = None
+        if asks_for_everybody(self.reward):
+            seen = see_faces(frames_TCHW, self.detector, self.recognizer)
         faces = people_faces(
             frames_TCHW,
             self.detector,
@@ -166,10 +169,8 @@ class Method(Generic[Settings]):
             choose=self.settings.choose,
             jitter=self.settings.landmark_jitter,
             generator=draw.generator,
+            seen=seen,
         )
-        seen = None
-        if asks_for_everybody(self.reward):
-            seen = see_faces(frames_TCHW.detach(), self.detector, self.recognizer)
         return self.reward(GeneratedVideo(faces, draw.sample.prompt, frames_TCHW, seen=seen))
 
 

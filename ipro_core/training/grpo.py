@@ -94,7 +94,7 @@ class Group:
     """What the rewards were, by TOLD."""
 
 
-TOLD = ("reward", "score", "coverage", "faceless", "reward_std")
+TOLD = ("reward", "worst", "score", "coverage", "faceless", "reward_std")
 
 
 class GrpoObjective(Method[GrpoSettings]):
