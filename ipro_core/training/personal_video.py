@@ -45,10 +45,10 @@ class PersonalVideoSettings(SamplingSettings):
         1.0, "Weight of the frames' order in fitting the prompt (SCR); 0: no scorer is wanted.", min=0
     )
     semantic_temperature: float = knob(
-        0.01,
-        "What the scorer's values are divided by before the softmax over frames. CLIP's own is 0.01; at 1, "
-        "as the paper writes it, there is next to no gradient.",
-        min=1e-4,
+        1.0,
+        "Temperature of the softmax over frames, in parts of the scorer's own, which is 0.01 of CLIP and "
+        "HPSv2: 100 is the paper's formula as it is written, with next to no gradient.",
+        min=1e-3,
     )
     semantic_frames: int = knob(8, "M: frames of each video that the scorer looks at; 0: all.", min=0)
     gradient_frames: int = knob(
