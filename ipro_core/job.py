@@ -69,7 +69,7 @@ class Job:
         """
         identities = {**self.studio.identities(), "clips": told}
         if "scorer" in self.plan.method.wants and self.studio.scorer:
-            identities["scorer"] = self.studio.scorer.identity()
+            identities["prompt_scorer"] = self.studio.scorer.identity()
         return {
             "files": dict(self.files),
             "clips": list(clips),
@@ -155,7 +155,9 @@ def with_scorer(
         studio = replace(studio, scorer=Network(partial(scorer_name, scorer, memo), opened))
     if face_encoder == SCORER:
         if studio.scorer is None:
-            raise ValueError("There is no scorer whose image tower could compare faces: give --scorer.")
+            raise ValueError(
+                "There is no scorer whose image tower could compare faces: give --prompt-scorer."
+            )
         return replace(studio, face_encoder=studio.scorer)
     if face_encoder:
         open_scorer_file(face_encoder)

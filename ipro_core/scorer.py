@@ -43,6 +43,11 @@ class ImageEncoder(Protocol):
 class Scorer(ImageEncoder, Protocol):
     """What says how well a picture shows a text."""
 
+    @property
+    def scale(self) -> float:
+        """What its values are multiplied by in the softmax it was trained with; CLIP's is 100."""
+        ...
+
     def values(self, frames_TCHW: Tensor, prompt: str) -> Tensor:
         """(T,), higher is better; differentiable in the frames."""
         ...
@@ -58,15 +63,18 @@ class ClipScorer:
         tokenize: Callable[[str], list[int]] | None,
         *,
         name: str,
+        scale: float = 100.0,
         pads: bool = False,
     ) -> None:
         """
         Args:
             vision: transformers' CLIPVisionModelWithProjection.
             text: CLIPTextModelWithProjection; None: pictures are embedded and nothing else.
+            scale: see `Scorer`.
             pads: see `ScorerFile`.
         """
-        self.vision, self.text, self.tokenize, self.name, self.pads = vision, text, tokenize, name, pads
+        self.vision, self.text, self.tokenize = vision, text, tokenize
+        self.name, self.scale, self.pads = name, scale, pads
         self.size: int = vision.config.image_size
         self.dim: int = vision.config.projection_dim
         self._texts: dict[str, Tensor] = {}
@@ -145,7 +153,9 @@ def load_scorer(
 
     tokenize = _tokenizer(file, tokenizer)
     text = _built(file, CLIPTextModelWithProjection, CLIPTextConfig(**file.text), device)
-    return ClipScorer(_vision(file, device), text, tokenize, name=_name(file, memo), pads=file.pads)
+    scale = file.tensors["logit_scale"]().float().exp().item() if "logit_scale" in file.tensors else 100.0
+    name = _name(file, memo)
+    return ClipScorer(_vision(file, device), text, tokenize, name=name, scale=scale, pads=file.pads)
 
 
 def load_image_encoder(

@@ -213,6 +213,7 @@ _WHOLE = {
     "positional_embedding": "text_model.embeddings.position_embedding.weight",
     "ln_final.weight": "text_model.final_layer_norm.weight",
     "ln_final.bias": "text_model.final_layer_norm.bias",
+    "logit_scale": "logit_scale",
 }
 _TURNED = {"visual.proj": "visual_projection.weight", "text_projection": "text_projection.weight"}
 
@@ -242,7 +243,7 @@ def _renamed(
 
 
 def _in_block(name: str) -> str:
-    """A block's tensor by transformers' name, * for q, k or v; "" for what no tower wants (logit_scale)."""
+    """A block's tensor by transformers' name, * for q, k or v; "" for what no tower wants."""
     for start, tower in _TOWERS.items():
         if not name.startswith(start):
             continue

@@ -31,7 +31,7 @@ class WanFiles:
     cache: str = knob("runs/cache", "A folder for what is made of clips once; any number of runs share it.")
 
 
-SCORER = "scorer"
+SCORER = "prompt-scorer"
 """As the face encoder: the text-image scorer's own image tower."""
 
 
@@ -39,7 +39,7 @@ SCORER = "scorer"
 class OtherFiles:
     """Files beside the model's, for Wan and for the embedded world alike."""
 
-    scorer: str = knob(
+    prompt_scorer: str = knob(
         "",
         "HPSv2 or CLIP, which say how well frames show a prompt: a .safetensors file with CLIP's tokeniser "
         "beside it, or a folder from Hugging Face. For PersonalVideo.",
@@ -47,7 +47,7 @@ class OtherFiles:
     face_encoder: str = knob(
         "",
         "CLIP, whose image encoder compares faces for the reward in the recogniser's place (Table 4); "
-        f"'{SCORER}': the scorer's own. Measures stay the recogniser's.",
+        f"'{SCORER}': the prompt scorer's own. Measures stay the recogniser's.",
     )
     prompts: str = knob(
         "", "A text file with a prompt a line, as `ipro prompts` writes it; none: the shipped fifty."

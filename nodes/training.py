@@ -114,8 +114,8 @@ def opened(model: ModelChoice, dataset: Dataset, plan: Preset) -> Job:
     dataset.check_for(plan.method)
     studio = dataset.open_studio(model, (plan.method, plan.rank))
     plan = replace(plan, method=studio.fit(plan.method, asked=False, known=True), framing=studio.framing)
-    others = {"faces": str(dataset.faces), "scorer": dataset.scorer, "face_encoder": dataset.face_encoder}
-    return Job(studio, plan, {**model.files, **others})
+    others = {"prompt_scorer": dataset.scorer, "face_encoder": dataset.face_encoder}
+    return Job(studio, plan, {**model.files, "faces": str(dataset.faces), **others})
 
 
 def settled(job: Job, dataset: Dataset) -> dict[str, Any]:

@@ -62,14 +62,14 @@ def test_one_of_the_embedded_worlds_people_is_tuned_resumed_judged_and_sampled(t
 def test_text_to_video_is_tuned_on_pictures_with_a_scorer(tmp_path, capsys, one_thread):
     files = tiny_wan.write_files(tmp_path / "files", "T2V-1.3B")
     scorer = write_folder(tmp_path / "clip")
-    networks = [*flags(files, tmp_path / "cache"), "--scorer", str(scorer), *SIZE]
+    networks = [*flags(files, tmp_path / "cache"), "--prompt-scorer", str(scorer), *SIZE]
     given = ["--references", str(pictures(tmp_path / "me")), "--prompts", str(prompts(tmp_path / "p.txt"))]
     run = tmp_path / "run"
     assert main(["train", "--run", str(run), *networks, *given, *METHOD, "--person", "sks"]) == 0
     (step,) = read_metrics(run)
     assert step.metrics["grad_norm"] > 0 and step.metrics["semantic"] >= 0
     config = read_config(run)
-    assert config["sha256"]["scorer"].startswith("model.safetensors sha256:")
+    assert config["sha256"]["prompt_scorer"].startswith("model.safetensors sha256:")
     assert [file.rpartition("/")[2] for file in config["clips"]] == ["0.png", "1.png"]
     assert config["person"] == "sks"
     # The files have moved, and hold the same.
@@ -117,12 +117,11 @@ def notes_of(file) -> str:
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        (["--method", "personal-video"], "wants a text-image scorer"),
         (["--method", "personal-video", "--clips", "x.mp4"], "give --references, not --clips"),
         (["--references", "x.png"], "--references are for --method personal-video"),
         (["--method", "personal-video", "--references", "gone.png"], "There is no picture at .*gone.png"),
-        (["--face-encoder", "scorer"], "no scorer whose image tower"),
-        (["--scorer", "HPS_v2.1.pt"], "There is no text-image scorer"),
+        (["--face-encoder", "prompt-scorer", "--model", "gone.safetensors"], "There is no"),
+        (["--prompt-scorer", "HPS_v2.1.pt"], "There is no text-image scorer"),
     ],
 )
 def test_what_does_not_go_together_is_told_at_once(given, sentence, tmp_path, capsys, monkeypatch):

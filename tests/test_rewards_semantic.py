@@ -22,7 +22,7 @@ from ipro_core.types import GeneratedVideo
 class Brightness:
     """A frame's value is its mean, times a number of the prompt's letters; an embedding, its channels'."""
 
-    name, size, dim = "brightness", 8, 3
+    name, size, dim, scale = "brightness", 8, 3, 2.0
 
     def values(self, frames_TCHW: Tensor, prompt: str) -> Tensor:
         return frames_TCHW.mean(dim=(1, 2, 3)) * len(prompt)
@@ -64,7 +64,7 @@ def test_the_divergence_ignores_what_all_frames_gain_and_is_never_negative():
 def test_the_reward_is_minus_the_divergence_and_its_gradient_leads_back_to_the_frozen_order():
     scorer: Any = Brightness()
     frozen, tuned = flat(0.2, 0.5, 0.8), flat(0.5, 0.5, 0.5).requires_grad_()
-    reward = SemanticConsistency(scorer, 0.1)
+    reward = SemanticConsistency(scorer, 0.2)  # of a scorer whose own is 1/2: 0.1
     score = reward(GeneratedVideo((), "ab", tuned, frozen))
     # Shares 1/3 each against softmax(0.4, 1.0, 1.6 over 0.1) = (e⁻¹², e⁻⁶, 1) / s, s = 1 + e⁻⁶ + e⁻¹²:
     # −log 3 + (12 + 6 + 0) / 3 + log s.

@@ -61,6 +61,7 @@ def test_a_folder_of_transformers_gives_its_own_models_cosine(folder):
     assert scorer.embed_images(frames).norm(dim=1).tolist() == pytest.approx([1, 1])
     assert len(scorer.embed_text("ab cd ef gh ij kl mn op")) == 16  # cut at the tower's length
     assert scorer.name.startswith("model.safetensors sha256:")
+    assert scorer.scale == pytest.approx(model.logit_scale.exp().item())
 
 
 def test_a_file_of_open_clip_gives_what_open_clip_computes(tmp_path):
@@ -73,6 +74,7 @@ def test_a_file_of_open_clip_gives_what_open_clip_computes(tmp_path):
         images, text = model.visual(look(frames, SIZE)), model.texts([52, 0, 27, 53])
     torch.testing.assert_close(scorer.embed_images(frames), F.normalize(images, dim=1), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(scorer.embed_text("ab"), F.normalize(text, dim=0), rtol=1e-4, atol=1e-5)
+    assert scorer.scale == pytest.approx(model.logit_scale.exp().item())
 
 
 def test_hpsv2_is_known_by_its_name_and_looks_at_whole_frames(tmp_path):

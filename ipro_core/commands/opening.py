@@ -105,7 +105,7 @@ def open_job(
         torch.set_num_threads(1)
         studio = open_tiny_world(pack, wanted.device or "cpu")
     memo = Path(files["cache"]) / "sha256.json"
-    studio = with_scorer(studio, files["scorer"], files["face_encoder"], memo)
+    studio = with_scorer(studio, files["prompt_scorer"], files["face_encoder"], memo)
     asked = "first_tuned_step" in given
     # A preset speaks of two experts; a run and the embedded world know their own first step.
     settings = studio.fit(plan.method, asked=asked, known=asked or "loop" in config or not wan.model)

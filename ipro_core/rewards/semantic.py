@@ -1,8 +1,9 @@
 """The semantic consistency reward (SCR) of PersonalVideo: frames keep the order in which they fit the prompt.
 
-Departs from the paper in one point: it takes the softmax of HPSv2's values as they are. Those of one video's
-frames differ by about 0.01, so that all distributions are nearly uniform and the divergence and its gradient
-are nearly 0; here the values are divided by a temperature first.
+Departs from the paper in one point: it takes the softmax of HPSv2's values as they are, which are cosines.
+Those of one video's frames differ by little, so that all distributions are nearly uniform and the divergence
+and its gradient nearly 0; here they are multiplied by the scale of the softmax that the scorer was trained
+with (CLIP's is 100), and divided by a temperature.
 """
 
 from dataclasses import dataclass
@@ -29,11 +30,12 @@ class SemanticConsistency:
 
     scorer: Scorer
     temperature: float = 1.0
+    """In parts of the scorer's own, 1 / scale."""
 
     def __call__(self, video: GeneratedVideo) -> RewardScore:
         assert video.frames_TCHW is not None and video.frozen_frames_TCHW is not None
         values_T = self.scorer.values(video.frames_TCHW, video.prompt)
         with torch.no_grad():
             frozen_T = self.scorer.values(video.frozen_frames_TCHW, video.prompt)
-        terms_T = semantic_divergence(values_T, frozen_T, self.temperature)
+        terms_T = semantic_divergence(values_T, frozen_T, self.temperature / self.scorer.scale)
         return RewardScore(-terms_T.sum(), -terms_T, torch.ones(len(terms_T), dtype=torch.bool))

@@ -60,6 +60,11 @@ class TinyScorer(nn.Module):
         self.text = nn.Sequential(nn.Linear(WORD, 96), nn.SiLU(), nn.Linear(96, WIDTH))
         self.log_scale = nn.Parameter(torch.tensor(2.3))
 
+    @property
+    def scale(self) -> float:
+        """What its values were multiplied by in training."""
+        return self.log_scale.exp().item()
+
     @classmethod
     def load(cls, path: Path | str, device: torch.device | str = "cpu") -> "TinyScorer":
         """Read the file that `save` wrote: float32, frozen."""

@@ -33,6 +33,7 @@ class PersonalVideoSettings(SamplingSettings):
     the pictures' (ICR), each frame's fit to the prompt as the frozen model had it (SCR), and the adapter on
     in the last quarter of the steps alone. The values here are the paper's where it names them."""
 
+    needs_gradient = True
     title = "PersonalVideo"
     plain = ("identity_weight", "semantic_weight", "semantic_temperature")
 
@@ -44,10 +45,10 @@ class PersonalVideoSettings(SamplingSettings):
         1.0, "Weight of the frames' order in fitting the prompt (SCR); 0: no scorer is wanted.", min=0
     )
     semantic_temperature: float = knob(
-        0.01,
-        "What the scorer's values are divided by before the softmax over frames. CLIP's own is 0.01; at 1, "
-        "as the paper writes it, there is next to no gradient.",
-        min=1e-4,
+        1.0,
+        "Temperature of the softmax over frames, in parts of the scorer's own, which is 0.01 of CLIP and "
+        "HPSv2: 100 is the paper's formula as it is written, with next to no gradient.",
+        min=1e-3,
     )
     semantic_frames: int = knob(8, "M: frames of each video that the scorer looks at; 0: all.", min=0)
     gradient_frames: int = knob(
@@ -58,6 +59,9 @@ class PersonalVideoSettings(SamplingSettings):
     )
     colour_jitter: float = knob(
         0.2, "How far the pictures' brightness, contrast and saturation are changed.", min=0, max=1
+    )
+    measure_kl: bool = knob(
+        False, "Compare the first tuned step with the frozen model, to see how far it goes; costs a pass."
     )
     kept_passes: int = knob(
         1,
@@ -80,8 +84,8 @@ class PersonalVideoSettings(SamplingSettings):
 
         first = self.begins(0)
         steps = self.steps - first
-        # Twice: the frozen video too. And one comparison, for the KL that is told.
-        return Passes.of(2 * steps, steps, 1, False, self.kept_passes)
+        # Twice: the frozen video too.
+        return Passes.of(2 * steps, steps, int(self.measure_kl), False, self.kept_passes)
 
 
 class PersonalVideoObjective(Method[PersonalVideoSettings]):
@@ -96,7 +100,7 @@ class PersonalVideoObjective(Method[PersonalVideoSettings]):
     def gradients(self, batch: Sequence[Draw]) -> Iterator[Mapping[str, float]]:
         """See `loop.Objective`. The metrics, as means over the batch, are `score_metrics` of ICR and
 
-        semantic: D_KL of SCR. kl: Eq. 7 of IPRO at the first tuned step. loss: what is minimised.
+        semantic: D_KL of SCR. loss: what is minimised. kl, if measured: Eq. 7 of IPRO at the first step.
         """
         for draws in microbatches(batch, self.settings.microbatch):
             share = len(draws) / len(batch)
@@ -130,15 +134,16 @@ class PersonalVideoObjective(Method[PersonalVideoSettings]):
             grad_steps=len(sigmas) - 1,
             reward_weight=1.0,
             kl_weight=0.0,
-            anchored=[0],
+            anchored=[0] if wanted.measure_kl else [],
             kept_passes=wanted.kept_passes,
             scale=share,
         )
         metrics = self.score_metrics(draws, [likeness[index] for index in range(len(draws))])
-        kl = anchor_weight(sigmas[0].item()) * rollout.drift_K.item()
         semantic = mean(list(order.values()))
         loss = wanted.semantic_weight * semantic - wanted.identity_weight * metrics["reward"]
-        return {**metrics, "semantic": semantic, "kl": kl, "loss": loss}
+        if wanted.measure_kl:
+            metrics["kl"] = anchor_weight(sigmas[0].item()) * rollout.drift_K.item()
+        return {**metrics, "semantic": semantic, "loss": loss}
 
     def score(self, frames_TCHW: Tensor, draw: Draw) -> RewardScore:
         """ICR: the likeness of random frames to the pictures as one look finds them."""
@@ -170,6 +175,6 @@ class PersonalVideoObjective(Method[PersonalVideoSettings]):
 
 
 NO_SCORER = (
-    "PersonalVideo's semantic reward wants a text-image scorer: give HPSv2 or CLIP with --scorer, or "
+    "PersonalVideo's semantic reward wants a text-image scorer: give HPSv2 or CLIP with --prompt-scorer, or "
     "--semantic-weight 0."
 )
