@@ -210,6 +210,27 @@ def test_a_graph_is_of_one_step_and_microbatch():
     assert kinds.count("graph") == 8 and max(size for kind, size in model.passes if kind == "graph") == 2
 
 
+@pytest.mark.parametrize("one_start", [True, False])
+def test_what_a_group_is_counted_for_is_what_passes_the_network(one_start):
+    settings = replace(
+        SETTINGS, first_tuned_step=4, noisy_steps=2, one_start=one_start, divergence_weight=0.1
+    )
+    of, groups = objective(settings), 40
+    given = replace(SAMPLES[0], starts=(lambda: torch.ones(3, 1, 1, 1),))
+    model: Any = of.model
+    for number in range(groups):
+        draw = Draw(given, torch.Generator().manual_seed(number))
+        of._gradient(draw, of.sampled(draw), 1.0)
+    kinds = {kind for kind, _ in model.passes}
+    videos = {kind: sum(size for other, size in model.passes if other == kind) for kind in kinds}
+    # A window of two among steps 4, 5 and 6 of 4 to 7: as often one common step before it as none.
+    sampled = 3.5 * 8 + 0.5 * (1 if one_start else 8)
+    passes = settings.passes()
+    assert videos["graph"] == groups * passes.backward == groups * 2 * 8
+    assert passes.forward == sampled + 2 * 8 + 2 * 8 and passes.decodes == 8
+    assert sum(videos.values()) / groups == pytest.approx(passes.forward, rel=0.05)
+
+
 def test_ratios_leave_one_only_after_the_first_update_with_a_batch():
     _, metrics = tuned(replace(SETTINGS, inner_updates=3), replace(LOOP, updates=6))
     for number, told in enumerate(metrics):

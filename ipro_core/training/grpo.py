@@ -69,13 +69,18 @@ class GrpoSettings(SamplingSettings):
     )
 
     def passes(self) -> "Passes":
+        """A whole group, which is what one video of the batch becomes; its window where it is on average."""
         from ..models.plan_shape import Passes
 
-        steps = self.steps - self.first_tuned_step
+        steps, videos = self.steps - self.first_tuned_step, self.group_size
         noisy = min(self.noisy_steps or steps, max(1, steps - 1))
-        compared = noisy if self.divergence_weight else 0
-        forward = steps / self.inner_updates + noisy + compared
-        return Passes(forward, noisy, noisy, 0, bool(compared), False)
+        before = max(0, steps - 1 - noisy) / 2
+        sampled = before * (1 if self.one_start else videos) + (steps - before) * videos
+        trained, anchored = noisy * videos, self.divergence_weight > 0
+        return Passes(
+            sampled / self.inner_updates + trained * (1 + anchored), trained, trained,
+            kept=0, anchored=anchored, twice=False, decodes=videos / self.inner_updates,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
