@@ -51,10 +51,9 @@ def passes_of(method: SamplingSettings) -> float:
     """One draw's, in forward passes: nothing is run again in this world, and what lies before the first tuned
     step is sampled too."""
     passes = method.passes()
-    videos = getattr(method, "group_size", 1)
-    each = passes.forward + BACKWARD * passes.backward + LOOK * passes.decodes
+    taken = passes.forward + BACKWARD * passes.backward + LOOK * passes.decodes
     begun = getattr(method, "candidates", 1) if method.samples else 0  # a group begins with one noise
-    return videos * each + begun * method.first_tuned_step
+    return taken + begun * method.first_tuned_step
 
 
 ROWS = (
