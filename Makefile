@@ -10,7 +10,7 @@ demo: .venv/demo
 	.venv/bin/ipro demo
 
 test: .venv/test
-	.venv/bin/python -m pytest -q
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n auto --dist loadfile
 
 # The tests in a real ComfyUI: $COMFYUI_DIR, the host that the pack is installed in, or ~/ComfyUI. A checkout that is
 # named has an environment of its own, because hosts want different packages.

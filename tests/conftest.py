@@ -83,6 +83,23 @@ def _without(reason: str):
     pytest.skip(reason)
 
 
+def pytest_sessionfinish(session):
+    """A worker of pytest-xdist hands over what it missed; only the first process prints."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["missing"] = _missing
+
+
+class _Workers:
+    @staticmethod
+    def pytest_testnodedown(node, error):
+        _missing.extend(node.workeroutput["missing"] if hasattr(node, "workeroutput") else [])
+
+
+def pytest_configure(config):
+    if config.pluginmanager.hasplugin("dsession"):
+        config.pluginmanager.register(_Workers())
+
+
 def pytest_terminal_summary(terminalreporter):
     if _missing:
         terminalreporter.section("NOTHING OF COMFYUI WAS TESTED", sep="!")

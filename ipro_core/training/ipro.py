@@ -99,6 +99,7 @@ class IproSettings(SamplingSettings):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.estimator == "draft-lv" and self.placement == "high-noise":
             raise ValueError(
                 "draft-lv takes its gradient through the last step, at the low-noise end: leave "
