@@ -2,7 +2,10 @@
 
 import pytest
 import tiny_wan
+from clip_networks import write_open_clip
 from wan_graphs import ANY_CLIP, put_clips, put_networks, small_graph
+
+from ipro_core.models.lora import lora_range
 
 pytestmark = pytest.mark.host
 
@@ -30,6 +33,18 @@ def test_wan_is_tuned_and_leaves_a_lora_for_the_host(host, name, kind, tmp_path)
         (compared,) = [output["ipro_compare"][0] for output in told.values() if "ipro_compare" in output]
         assert compared["figures"]["pairs"] == 1 and compared["frames"] == 5
         assert (host.base / "output" / "ipro" / run["run"] / "report.html").exists()
+
+
+def test_one_person_is_tuned_from_a_picture_by_text_to_video(host, tmp_path):
+    prompt = small_graph(host, "7_personal_video")
+    put_networks(host, prompt, "T2V-1.3B", tmp_path)
+    write_open_clip(host.base / "models" / "clip_vision", "HPS_v2.1.safetensors")
+    outputs = host.execute(prompt)
+    (run,) = [output["ipro_run"][0] for output in outputs.values() if "ipro_run" in output]
+    assert run["state"] == "finished" and len(run["records"]) == 2 and run["sample"]
+    assert all(record["metrics"]["semantic"] >= 0 for record in run["records"])
+    told = lora_range(host.base / "models" / "loras" / "ipro" / "person.safetensors")
+    assert told is not None and told.first == 6
 
 
 def test_a_persons_clips_become_one_pool_in_a_file(host, tmp_path):
