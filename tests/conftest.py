@@ -89,15 +89,9 @@ def pytest_sessionfinish(session):
         session.config.workeroutput["missing"] = _missing
 
 
-class _Workers:
-    @staticmethod
-    def pytest_testnodedown(node, error):
-        _missing.extend(node.workeroutput["missing"] if hasattr(node, "workeroutput") else [])
-
-
-def pytest_configure(config):
-    if config.pluginmanager.hasplugin("dsession"):
-        config.pluginmanager.register(_Workers())
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    _missing.extend(getattr(node, "workeroutput", {}).get("missing", []))
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -247,7 +247,7 @@ def test_guards_of_a_run_are_told_and_written_beside_its_report(tmp_path, capsys
     assert 0.9 < told["quality"]["figures"]["tf"]["tuned"] <= 1
     assert told["quality"]["figures"]["sc"]["tuned"] is None
     assert "DINO" in told["quality"]["figures"]["sc"]["reason"]
-    assert "at least 19 real clips" in told["hacking"]["reason"]
+    assert "at least 12 real clips" in told["hacking"]["reason"]
     written = json.loads((run / "report.guards.json").read_text())
     assert written == {"quality": told["quality"], "hacking": told["hacking"]}
     assert "Suspicions" in (run / "report.html").read_text()

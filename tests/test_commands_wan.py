@@ -111,7 +111,7 @@ class Bar:
     def __iter__(self):
         return self.items
 
-    def set_postfix(self, **_):
+    def set_postfix(self, *_):
         pass
 
 
