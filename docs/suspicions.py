@@ -25,7 +25,9 @@ from ipro_core.evaluation.bands import KINDS, Signs, band_of
 from ipro_core.evaluation.rates import Rate
 from ipro_core.evaluation.signs import Watched, input_face, measure_signs, watch
 from ipro_core.faces.alignment import crop_faces
+from ipro_core.faces.detector import Detector
 from ipro_core.faces.packs import load_face_models
+from ipro_core.faces.recognizer import Recognizer
 from ipro_core.tinyworld import FACE_PACK
 from ipro_core.tinyworld.painting import render
 from ipro_core.tinyworld.scenes import PROMPTS, split_generator
@@ -47,14 +49,14 @@ DAMAGES: dict[str, tuple[Callable[..., Tensor], str]] = {
     "second face beside the head": (corruptions.second_face, "more faces"),
     "all but the head stands still": (corruptions.frozen_background, "still background"),
 }
-Networks = Any
+Networks = tuple[Detector, Recognizer]
 
 
 def measured(
     clips: Sequence[tuple[str, Tensor]], damaged: Collection[int], networks: Networks
 ) -> Iterator[dict[str, Any]]:
     """A row for every clip and every damage to those of these numbers: whose, what, and the signs."""
-    others: list[Tensor] = []
+    seen: dict[str, Tensor] = {}
     for n, (who, frames_TCHW) in enumerate(clips):
         try:
             reference_D, faces = input_face(frames_TCHW[0], *networks)
@@ -68,12 +70,13 @@ def measured(
         yield {"who": who, "what": "real", "signs": signs(real)}
         if n in damaged:
             for name, (damage, _) in DAMAGES.items():
-                given = (others[-1],) if damage is corruptions.other_face and others else ()
-                if damage is corruptions.other_face and not given:
+                strangers = [crop for other, crop in seen.items() if other != who]
+                if damage is corruptions.other_face and not strangers:
                     continue
+                given = strangers[-1:] if damage is corruptions.other_face else ()
                 frames = damage(real.frames_TCHW, real.track, *given)
                 yield {"who": who, "what": name, "signs": signs(watch(frames, *networks, reference_D))}
-        others.append(crop_faces(frames_TCHW[:1], real.track.points_T52[:1], 64)[0])
+        seen[who] = crop_faces(frames_TCHW[:1], real.track.points_T52[:1], 64)[0]
 
 
 def world_clips() -> list[tuple[str, Tensor]]:
