@@ -65,7 +65,8 @@ def to_page(
     """A graph that is told by node names, laid out in columns from left to right.
 
     Args:
-        prompt: name → {"class_type", "inputs", also "title", "properties", "mode"}; a link is [name, index].
+        prompt: name → {"class_type", "inputs", also "title", "properties", "mode", "column"}; a link is
+            [name, index].
         notes: of the workflow: {"text": …} becomes a note at the left.
     """
     ids = {name: number for number, name in enumerate(prompt, start=1)}
@@ -105,7 +106,7 @@ def to_page(
         tall = PANELS.get(node["class_type"].removeprefix("IPRO_"), 0)
         tall += sum(TEXT for _, options in widgets(about) if options.get("multiline"))
         size = [COLUMN - 50, TALL + ROW * rows + tall]
-        place = columns[name]
+        place = node.get("column", columns[name])
         top = below.get(place, 0)
         below[place] = top + size[1] + 60
         nodes.append(

@@ -36,10 +36,10 @@ class Row:
     by_scorer: bool = False
     """Whether faces are embedded by the tiny CLIP's image tower in the place of the recogniser."""
 
-    def plan(self, seed: int) -> Preset:
+    def plan(self, seed: int, passes: float = PASSES) -> Preset:
         """The settings of one run, its updates as many as the passes allow."""
         plan = TINY.changed(batch_size=BATCH, seed=seed, **self.changes)
-        updates = round(PASSES / (BATCH * passes_of(plan.method.passes())))
+        updates = round(passes / (BATCH * passes_of(plan.method.passes())))
         return replace(plan, loop=replace(plan.loop, updates=updates))
 
 
