@@ -269,9 +269,9 @@ def baselines() -> Graph:
             sample_every=plan.loop.updates,
         )
         graph |= {
-            name: objective(plan) | {"column": column},
-            f"{name} run": tuned | {"column": column, "title": f"Train ({name})"},
-            f"{name} against base": judged | {"column": column, "title": f"Compare Runs ({name})"},
+            name: objective(plan) | {"column": column, "row": 0},
+            f"{name} run": tuned | {"column": column, "row": 1, "title": f"Train ({name})"},
+            f"{name} against base": judged | {"column": column, "row": 2, "title": f"Compare Runs ({name})"},
         }
     return graph
 
