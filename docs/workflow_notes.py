@@ -73,3 +73,19 @@ last quarter of the steps alone; the saved LoRA says so, and *Apply LoRA (exact,
 
 8 steps without guidance want a few-step LoRA of this model at **lightning**. These settings are the paper's
 where it names them; nothing of this has run with the real networks yet."""
+BASELINES = """## The paper's baselines, side by side
+
+IPRO and what Tables 3 and 4 of the paper hold against it, on the tiny world, with what the pack brings: a
+column for each method, from its objective down to what it gained on people who were never tuned on.
+
+- **IPRO**: the reward's gradient through the last steps, held by a KL anchor.
+- **SFT**: the real clips themselves, with a face loss on what one step predicts.
+- **CLIP**: IPRO whose reward compares faces by CLIP's image encoder in the recogniser's place.
+- **DPO**: of four videos of a clip the best is preferred to the worst.
+- **GRPO**: eight videos of a clip compete; it wants no gradient of the reward.
+
+All have the same scenes, noise, batch and number of passes of the network, a backward pass counting two:
+that is why their *updates* differ. *gain* in Compare Runs is FaceSim, tuned less base.
+
+So short a run shows how each is used, not which is best: `make paper-tables` runs them longer, with three
+seeds and intervals, on scenes with large turns."""

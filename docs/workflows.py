@@ -17,11 +17,21 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from graphs import BYPASSED, to_page  # noqa: E402
 from host import Host, find_host  # noqa: E402
-from workflow_notes import GENERATING, JUDGING, PERSON, POOLS, STOCK, TINY_WORLD, WAN_TEXT  # noqa: E402
+from workflow_notes import (  # noqa: E402
+    BASELINES,
+    GENERATING,
+    JUDGING,
+    PERSON,
+    POOLS,
+    STOCK,
+    TINY_WORLD,
+    WAN_TEXT,
+)
 
+from ipro_core.paper_tables.plan import BATCH, ROWS, passes_of  # noqa: E402
 from ipro_core.sampling.flow import expert_switch  # noqa: E402
 from ipro_core.training.presets import PRESETS, Preset  # noqa: E402
-from ipro_core.wan_settings import A14B_FRAMING, BOUNDARY  # noqa: E402
+from ipro_core.wan_settings import A14B_FRAMING, BOUNDARY, SCORER  # noqa: E402
 
 Graph = dict[str, dict[str, Any]]
 
@@ -32,20 +42,27 @@ def node(kind: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": kind, "inputs": given}
 
 
-def training(preset: Preset, **loop: Any) -> Graph:
+def objective(preset: Preset) -> dict[str, Any]:
+    """The node of the preset's method, for the reward of the name `reward`."""
+    kind = type(preset.method).__name__.replace("Settings", "Objective").removeprefix("Ipro")
+    return node(f"IPRO_{kind}", reward=("reward", 0), **asdict(preset.method))
+
+
+def train(
+    preset: Preset, *, dataset: str = "dataset", goal: str = "objective", **loop: Any
+) -> dict[str, Any]:
+    """`model`, tuned on a dataset after an objective."""
+    sources = {"video_model": ("model", 0), "dataset": (dataset, 0), "objective": (goal, 0)}
+    return node("IPRO_Train", **sources, rank=preset.rank, **{**asdict(preset.loop), **loop})
+
+
+def training(preset: Preset, *, file: str = "ipro/identity", **loop: Any) -> Graph:
     """From `model` and `dataset` to a run and its LoRA."""
     return {
         "reward": node("IPRO_FacePoolReward", **asdict(preset.reward)),  # type: ignore[call-overload]
-        "objective": node("IPRO_Objective", reward=("reward", 0), **asdict(preset.method)),
-        "train": node(
-            "IPRO_Train",
-            video_model=("model", 0),
-            dataset=("dataset", 0),
-            objective=("objective", 0),
-            rank=preset.rank,
-            **{**asdict(preset.loop), **loop},
-        ),
-        "lora": node("IPRO_SaveLora", run=("train", 0)),
+        "objective": objective(preset),
+        "train": train(preset, **loop),
+        "lora": node("IPRO_SaveLora", run=("train", 0), file=file),
     }
 
 
@@ -210,19 +227,7 @@ def personal_video() -> Graph:
             face_models=("faces", 0),
             scorer=HPS,
         ),
-        "reward": node("IPRO_FacePoolReward", **asdict(preset.reward)),  # type: ignore[call-overload]
-        "objective": node("IPRO_PersonalVideoObjective", reward=("reward", 0), **asdict(preset.method)),
-        "train": node(
-            "IPRO_Train",
-            video_model=("model", 0),
-            dataset=("dataset", 0),
-            objective=("objective", 0),
-            name="person",
-            rank=preset.rank,
-            sample_every=10,
-            **asdict(preset.loop),
-        ),
-        "lora": node("IPRO_SaveLora", run=("train", 0), file="ipro/person"),
+        **training(preset, file="ipro/person", name="person", sample_every=10),
         "sample": node(
             "IPRO_SampleVideo",
             video_model=("model", 0),
@@ -232,6 +237,43 @@ def personal_video() -> Graph:
         "video": node("CreateVideo", images=("sample", 0), fps=("sample", 2)),
         "save": node("SaveVideo", video=("video", 0), filename_prefix="video/ipro"),
     }
+
+
+def baselines() -> Graph:
+    """The methods of Tables 3 and 4 on the tiny world: a column for each, as many passes of the network."""
+    rows = [row for row in ROWS if row.name in ("ipro", "sft", "clip", "dpo", "grpo")]
+    ipro = rows[0].plan(0)
+    passes = IPRO_UPDATES * BATCH * passes_of(ipro.method.passes())
+    dataset = {"clips": ("clips", 0), "face_models": ("faces", 0)}
+    graph = {
+        "clips": node("IPRO_TinyWorldClips", people="tuning", count=200),
+        "others": node("IPRO_TinyWorldClips", people="held_out", count=16),
+        "faces": node("IPRO_LoadFaceModels"),
+        "model": node("IPRO_LoadTinyWorld"),
+        "reward": node("IPRO_FacePoolReward", **asdict(ipro.reward)),  # type: ignore[call-overload]
+        "dataset": node("IPRO_BuildDataset", **dataset),
+        "dataset by CLIP": node("IPRO_BuildDataset", **dataset, face_encoder=SCORER)
+        | {"title": "Build Dataset (faces by CLIP)"},
+    }
+    for column, row in enumerate(rows, start=2):
+        plan, name = row.plan(0, passes), row.name.upper()
+        judged = node(
+            "IPRO_CompareRuns", video_model=("model", 0), run=(f"{name} run", 0), clips=("others", 0)
+        )
+        judged["inputs"]["face_models"] = ["faces", 0]
+        tuned = train(
+            plan,
+            dataset="dataset by CLIP" if row.by_scorer else "dataset",
+            goal=name,
+            name=row.name,
+            sample_every=plan.loop.updates,
+        )
+        graph |= {
+            name: objective(plan) | {"column": column, "row": 0},
+            f"{name} run": tuned | {"column": column, "row": 1, "title": f"Train ({name})"},
+            f"{name} against base": judged | {"column": column, "row": 2, "title": f"Compare Runs ({name})"},
+        }
+    return graph
 
 
 def evaluation() -> Graph:
@@ -299,6 +341,8 @@ def generating() -> Graph:
 CLIPS, PACK = "my_clips/", "antelopev2"
 UMT5, TUNED = "umt5_xxl_fp8_e4m3fn_scaled.safetensors", "ipro/identity.safetensors"
 HPS = "HPS_v2.1.safetensors"
+IPRO_UPDATES = 30
+"""Of the baselines' graph; every other method has as many as take as long on the network."""
 FILES = {
     "14b": {
         "model": "wan2.2_i2v_low_noise_14B_fp8_scaled.safetensors",
@@ -338,6 +382,7 @@ WORKFLOWS: dict[str, tuple[Graph, str]] = {
     "5_evaluate": (evaluation(), JUDGING),
     "6_tiny_world": (tiny_world(), TINY_WORLD),
     "7_personal_video": (personal_video(), PERSON),
+    "8_baselines": (baselines(), BASELINES),
 }
 
 

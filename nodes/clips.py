@@ -13,6 +13,7 @@ from ..ipro_core.clips.scenes import SUFFIXES, clip_of
 from ..ipro_core.clips.settings import CurationSettings, MeasureSettings, VisionSettings
 from ..ipro_core.clips.video import first_shown, probe, read_frames
 from ..ipro_core.types import FacePool
+from ..ipro_core.wan_settings import SCORER
 from . import _comfy
 from ._sockets import (
     CLIPS,
@@ -248,11 +249,12 @@ class BuildDataset(io.ComfyNode):
                 _comfy.known(
                     io.Combo.Input,
                     "face_encoder",
-                    options=[_comfy.NONE, *_comfy.model_files("clip_vision")],
+                    options=[_comfy.NONE, SCORER, *_comfy.model_files("clip_vision")],
                     optional=True,
                     advanced=True,
                     tooltip="CLIP's image encoder in models/clip_vision, which compares faces for the reward "
-                    "in the recogniser's place, as in the paper's Table 4; measures stay the recogniser's.",
+                    "in the recogniser's place, as in the paper's Table 4; measures stay the recogniser's. "
+                    f"{SCORER}: the image tower of the scorer that the tiny world's model brings.",
                 ),
             ],
             outputs=[DATASET.Output(display_name="dataset", tooltip="For Train.")],
@@ -262,7 +264,8 @@ class BuildDataset(io.ComfyNode):
     def execute(
         cls, clips: ClipChoice, face_models: Path, face_encoder: str = _comfy.NONE, pool=None, **more
     ) -> io.NodeOutput:
-        pools, encoder = given_pools(pool, more), _comfy.model_file("clip_vision", face_encoder)
+        pools = given_pools(pool, more)
+        encoder = SCORER if face_encoder == SCORER else _comfy.model_file("clip_vision", face_encoder)
         if pools and encoder:
             raise ValueError(
                 "A pool's faces are the recogniser's, and CLIP's do not compare with them: choose one."

@@ -66,6 +66,7 @@ def to_page(
 
     Args:
         prompt: name → {"class_type", "inputs", also "title", "properties", "mode"}; a link is [name, index].
+            Nodes that have "column" and "row" stand in a table, each column theirs alone.
         notes: of the workflow: {"text": …} becomes a note at the left.
     """
     ids = {name: number for number, name in enumerate(prompt, start=1)}
@@ -105,7 +106,7 @@ def to_page(
         tall = PANELS.get(node["class_type"].removeprefix("IPRO_"), 0)
         tall += sum(TEXT for _, options in widgets(about) if options.get("multiline"))
         size = [COLUMN - 50, TALL + ROW * rows + tall]
-        place = columns[name]
+        place = node.get("column", columns[name])
         top = below.get(place, 0)
         below[place] = top + size[1] + 60
         nodes.append(
@@ -129,6 +130,15 @@ def to_page(
                 **({"title": node["title"]} if "title" in node else {}),
             }
         )
+    rows = dict[int, list[Any]]()
+    for told, placed in zip(prompt.values(), nodes, strict=True):
+        if "row" in told:
+            rows.setdefault(told["row"], []).append(placed)
+    top = 0
+    for _, abreast in sorted(rows.items()):
+        for placed in abreast:
+            placed["pos"][1] = top
+        top += max(placed["size"][1] for placed in abreast) + 60
     for link, source, index, *_ in links:
         output = nodes[source - 1]["outputs"][index]
         output["links"] = [*(output["links"] or []), link]

@@ -3,6 +3,8 @@
 import json
 
 import pytest
+from graphs import read, to_api
+from host import PACK
 from small_study import video, vote_for
 from test_host_graph import tiny_graph
 from wan_graphs import only
@@ -79,3 +81,26 @@ def test_dpo_learns_a_studys_votes_and_nothing_else_does(host, facts):
     stranger["voted"], stranger[train]["inputs"]["dataset"] = prompt["voted"], ["voted", 0]
     history = host.wait(host.queue(stranger))
     assert "connect a DPO Objective" in json.dumps(history["status"])
+
+
+def test_the_baselines_run_side_by_side_and_are_judged(host, facts):
+    prompt = to_api(read(PACK / "workflows" / "8_baselines.json"), facts)
+    small = {"updates": 1, "batch_size": 2, "microbatch": 2, "sample_every": 0, "count": 2, "seeds": 1}
+    small |= {"candidates": 2, "levels": 1, "group_size": 2}
+    for node in prompt.values():
+        node["inputs"] |= {name: value for name, value in small.items() if name in node["inputs"]}
+    judged = [name for name, node in prompt.items() if node["class_type"] == "IPRO_CompareRuns"]
+    for name in judged[:-1]:  # that one is judged is enough
+        del prompt[name]
+    outputs = host.execute(prompt)
+    runs = [output["ipro_run"][0] for output in outputs.values() if "ipro_run" in output]
+    configs = {}
+    for run in runs:
+        assert run["state"] == "finished" and run["records"][0]["metrics"]["grad_norm"] > 0
+        config = json.loads((host.base / "output" / "ipro" / run["run"] / "config.json").read_text())
+        configs[run["run"].rpartition("-")[0]] = config["method"], config["files"]["face_encoder"]
+    assert configs == {
+        "ipro": ("ipro", ""), "clip": ("ipro", "scorer"),
+        "sft": ("sft", ""), "dpo": ("dpo", ""), "grpo": ("grpo", ""),
+    }  # fmt: skip
+    assert outputs[judged[-1]]["ipro_compare"][0]["figures"]["pairs"] == 2

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +26,20 @@ def test_every_row_takes_the_same_passes_and_differs_by_what_its_name_says():
         assert tuned.rank == ipro.rank
         assert row.plan(1).loop.seed == 1
     assert len({row.name for row in ROWS}) == len(ROWS)
+
+
+def test_the_workflow_of_the_baselines_gives_every_method_as_many_passes():
+    workflow = json.loads((Path(__file__).parents[1] / "workflows" / "8_baselines.json").read_text())
+    titles = {node["title"]: node["widgets_values"] for node in workflow["nodes"] if "title" in node}
+    for row in ROWS:
+        if f"Train ({row.name.upper()})" in titles:
+            name, rank, updates, batch, *_ = titles.pop(f"Train ({row.name.upper()})")
+            tuned = row.plan(0)
+            each = BATCH * passes_of(tuned.method.passes())
+            assert (name, rank, batch) == (row.name, tuned.rank, BATCH)
+            # Of 30 updates of IPRO, to the nearest update.
+            assert abs(updates * each - 30 * BATCH * passes_of(ROWS[0].plan(0).method.passes())) <= each / 2
+    assert not [title for title in titles if title.startswith("Train")]
 
 
 def test_tables_and_claims_name_rows_and_measures_that_are_there():

@@ -1,5 +1,6 @@
 """The page's side: its drawing and its memory under node, and that it asks nobody but its own server."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -40,3 +41,11 @@ def test_a_help_page_opens_with_a_title_and_its_pictures_are_there(page):
 
 def test_only_the_extension_is_loaded_by_itself():
     assert [path.name for path in WEB if path.suffix == ".js"] == ["ipro.js"]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "workflows").glob("*.json")), ids=lambda path: path.stem)
+def test_a_workflow_has_its_picture_its_note_and_a_line_in_the_readme(path):
+    assert path.with_suffix(".jpg").read_bytes()[:3] == b"\xff\xd8\xff"
+    (note,) = [node for node in json.loads(path.read_text())["nodes"] if node["type"] == "MarkdownNote"]
+    assert note["widgets_values"][0].startswith("## ")
+    assert f"`{path.stem}`" in (ROOT / "README.md").read_text()
