@@ -44,6 +44,7 @@ def test_two_of_a_quarter_and_three_quarters_are_one(figures):
 def test_in_a_range_of_steps_it_is_off_in_the_others(figures):
     assert figures["late_effect"] > 1e-3
     assert figures["late"] <= (1e-5 if figures["floats"] else 0.01)
+    assert figures["by_file"] == 0  # and so do they where the file tells them
 
 
 def test_the_model_that_was_given_is_not_changed(figures):
