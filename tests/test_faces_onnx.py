@@ -314,7 +314,7 @@ def test_writing_in_place_changes_no_value_that_is_needed_again(tmp_path):
             return self.two(torch.relu(a)).relu() - (self.one(x) + a).relu()
 
     network = assert_equals_onnxruntime(write(Twice().eval(), tmp_path / "t.onnx"), (112, 112))
-    # The second convolution's Relu, the sum, which may take its value but not the first's, and the sum's Relu.
+    # The second convolution's Relu; the sum, which takes what one convolution gave anew, and its Relu.
     written = [node.operator for node, may in zip(network.nodes, network._in_place, strict=True) if may]
     assert sorted(written) == ["Add", "Relu", "Relu"]
     images = torch.randn(1, 3, 112, 112)
