@@ -107,9 +107,9 @@ class OnnxGraph(nn.Module):
         return forget[::-1]
 
     def _overwritten(self) -> list[bool]:
-        """For every node, whether it may write into its input: a Relu or a Clip of what nobody else needs,
-        fresh from a convolution and so no view of another value. It saves a tenth of a detector's time."""
-        fresh = {node.outputs[0] for node in self.nodes if node.operator == "Conv"}
+        """For every node, whether it may write into its input: what nobody else needs, fresh from a
+        convolution or a sum and so no view of another value. It saves a tenth of a detector's time."""
+        fresh = {node.outputs[0] for node in self.nodes if node.operator in ("Conv", "Add")}
         return [
             node.operator in IN_PLACE and node.inputs[0] in fresh and node.inputs[0] in forget
             for node, forget in zip(self.nodes, self._forget, strict=True)

@@ -247,5 +247,9 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Upsample": _resize,
 }
 
-IN_PLACE: dict[str, Callable[..., Tensor]] = {"Clip": _clip_in_place, "Relu": lambda a, x: x.relu_()}
+IN_PLACE: dict[str, Callable[..., Tensor]] = {
+    "Add": lambda a, x, y: x.add_(y) if x.shape == y.shape else x + y,
+    "Clip": _clip_in_place,
+    "Relu": lambda a, x: x.relu_(),
+}
 """The same, written into their first input."""
