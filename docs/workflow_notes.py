@@ -84,8 +84,8 @@ column for each method, from its objective down to what it gained on people who 
 - **DPO**: of four videos of a clip the best is preferred to the worst.
 - **GRPO**: eight videos of a clip compete; it wants no gradient of the reward.
 
-All have the same scenes, noise, batch and number of passes of the network, a backward pass counting two:
-that is why their *updates* differ. *gain* in Compare Runs is FaceSim, tuned less base.
+All have the same scenes, and as many passes of the network, a backward pass counting two and a look at a
+video nine: that is why *updates* and *batch_size* differ. *gain* in Compare Runs is FaceSim, tuned less base.
 
 So short a run shows how each is used, not which is best: `make paper-tables` runs them longer, with three
 seeds and intervals, on scenes with large turns."""

@@ -243,7 +243,7 @@ def baselines() -> Graph:
     """The methods of Tables 3 and 4 on the tiny world: a column for each, as many passes of the network."""
     rows = [row for row in ROWS if row.name in ("ipro", "sft", "clip", "dpo", "grpo")]
     ipro = rows[0].plan(0)
-    passes = IPRO_UPDATES * BATCH * passes_of(ipro.method.passes())
+    passes = IPRO_UPDATES * BATCH * passes_of(ipro.method)
     dataset = {"clips": ("clips", 0), "face_models": ("faces", 0)}
     graph = {
         "clips": node("IPRO_TinyWorldClips", people="tuning", count=200),

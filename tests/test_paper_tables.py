@@ -9,7 +9,7 @@ import pytest
 
 from ipro_core.paper_tables import page, plan, work
 from ipro_core.paper_tables.page import HACKS, MEASURES, Outcome, Results, markdown, read_results, verdict
-from ipro_core.paper_tables.plan import CLAIMS, LOOK, PASSES, ROWS, TABLES, passes_of
+from ipro_core.paper_tables.plan import BATCH, CLAIMS, LOOK, PASSES, ROWS, TABLES, passes_of
 
 SIGNS = ("face_change", "expression", "turn", "diversity", "likeness", "copy_index", "frontal", "coverage")
 
@@ -35,10 +35,10 @@ def test_the_workflow_of_the_baselines_gives_every_method_as_many_passes():
         if f"Train ({row.name.upper()})" in titles:
             name, rank, updates, batch, *_ = titles.pop(f"Train ({row.name.upper()})")
             tuned = row.plan(0)
-            each = BATCH * passes_of(tuned.method.passes())
-            assert (name, rank, batch) == (row.name, tuned.rank, BATCH)
+            each = tuned.loop.batch_size * passes_of(tuned.method)
+            assert (name, rank, batch) == (row.name, tuned.rank, tuned.loop.batch_size)
             # Of 30 updates of IPRO, to the nearest update.
-            assert abs(updates * each - 30 * BATCH * passes_of(ROWS[0].plan(0).method.passes())) <= each / 2
+            assert abs(updates * each - 30 * BATCH * passes_of(ROWS[0].plan(0).method)) <= each / 2
     assert not [title for title in titles if title.startswith("Train")]
 
 
