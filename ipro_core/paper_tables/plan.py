@@ -40,10 +40,10 @@ class Row:
     by_scorer: bool = False
     """Whether faces are embedded by the tiny CLIP's image tower in the place of the recogniser."""
 
-    def plan(self, seed: int, passes: float = PASSES) -> Preset:
-        """The settings of one run, its updates as many as the passes allow."""
+    def plan(self, seed: int, passes: float = 0) -> Preset:
+        """The settings of one run, its updates as many as the passes allow; 0: the tables'."""
         plan = TINY.changed(**{"batch_size": BATCH, "seed": seed, **self.changes})
-        updates = round(passes / (plan.loop.batch_size * passes_of(plan.method)))
+        updates = round((passes or PASSES) / (plan.loop.batch_size * passes_of(plan.method)))
         return replace(plan, loop=replace(plan.loop, updates=updates))
 
 
