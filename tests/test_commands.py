@@ -14,7 +14,7 @@ import torch
 
 from ipro_core import files
 from ipro_core.__main__ import main
-from ipro_core.clips.video import write_video
+from ipro_core.clips.video import read_frames, write_video
 from ipro_core.models.lora import export_lora
 from ipro_core.runs import Run
 from ipro_core.tinyworld import FACE_PACK, FRAMING, open_tiny_world
@@ -211,7 +211,9 @@ def test_what_an_evaluation_keeps_becomes_a_study(tmp_path, capsys):
     assert (told["methods"], told["scenes"], told["pairs"]) == (["base", "tuned"], 2, 2)
     assert told["questions"] == ["identity", "quality", "text", "motion"]
     for base, tuned in zip(sorted(videos.glob("base/*")), sorted(videos.glob("tuned/*")), strict=True):
-        assert base.name == tuned.name and base.read_bytes() == tuned.read_bytes()
+        # Sampled by two ways of running one network: an encoder makes a last bit's difference a pixel's.
+        off = (read_frames(base, 0, 9) - read_frames(tuned, 0, 9)).abs().mean()
+        assert base.name == tuned.name and off < 0.005
 
 
 def test_without_a_reward_the_demo_finds_no_gain(tmp_path, capsys):
